@@ -1,0 +1,1 @@
+"""The LLM inference stack: one sub-package per process, `runtime` below them all."""

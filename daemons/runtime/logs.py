@@ -1,0 +1,220 @@
+"""Structured logs: journal fields under systemd, JSON lines elsewhere, colours on a terminal.
+
+Every record goes through one redaction step: a secret that reaches a logger by mistake is not rendered.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import socket
+import sys
+import traceback
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import msgspec
+import structlog
+from pydantic import SecretStr
+
+Event = MutableMapping[str, Any]
+
+JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
+LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+"""Level names and their syslog priorities."""
+
+_SECRET_KEYS = re.compile(r"(?i)^(x[-_])?(authorization|api[-_]?key|password|secret|token|credential)s?$")
+_SECRET_VALUES = re.compile(r"(?i)\b(bearer\s+)[^\s\"',]+|\b(sk-|hf_)[A-Za-z0-9_\-]{6,}")
+_REDACTED = "[redacted]"
+
+
+class _Sink(Protocol):
+    def write(self, record: bytes) -> None: ...
+
+
+class _StreamSink:
+    def __init__(self, stream: TextIO) -> None:
+        self._fd = stream.fileno()
+
+    def write(self, record: bytes) -> None:
+        # A reader that is gone (closed pipe, full disk behind a redirect) must never end the daemon.
+        with contextlib.suppress(OSError):
+            os.write(self._fd, record + b"\n")
+
+
+class _JournalSink:
+    def __init__(self, path: Path) -> None:
+        self._path = os.fspath(path)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    def write(self, record: bytes) -> None:
+        try:
+            self._socket.sendto(record, self._path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._send_as_file(record)
+
+    def _send_as_file(self, record: bytes) -> None:
+        # A record larger than a datagram goes as a sealed memfd (systemd.io, native journal protocol).
+        fd = os.memfd_create("journal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.write(fd, record)
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+            self._socket.connect(self._path)
+            socket.send_fds(self._socket, [b""], [fd])
+        finally:
+            os.close(fd)
+
+
+class _Logger:
+    """The innermost structlog logger: every level is one write."""
+
+    def __init__(self, sink: _Sink) -> None:
+        self.msg = self.debug = self.info = self.warning = self.error = self.critical = sink.write
+
+
+class _Forward(logging.Handler):
+    """Carries records of the standard library's loggers (aiohttp, asyncio) into structlog."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "error" if record.levelno >= logging.ERROR else "warning"
+        method = getattr(structlog.get_logger(), level)
+        method(record.getMessage(), logger=record.name, exc_info=record.exc_info)
+
+
+def configure(service: str, level: str = "info", stream: TextIO | None = None) -> None:
+    """Set up logging for this process.
+
+    Args:
+        service: the daemon's name, for example ``llm-gateway``; ``SYSLOG_IDENTIFIER`` in the journal.
+        level: one of `LEVELS`.
+        stream: where lines go when the journal does not take them; standard error by default.
+    """
+    stream = stream or sys.stderr
+    renderer, sink = _output(service, stream)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            _render_exception,
+            _redact,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=lambda *_: _Logger(sink),
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
+
+
+def _output(service: str, stream: TextIO) -> tuple[Any, _Sink]:
+    if _is_journal(stream):
+        return _JournalRenderer(service), _JournalSink(JOURNAL_SOCKET)
+    if stream.isatty():
+        return _ConsoleRenderer(service, "NO_COLOR" not in os.environ), _StreamSink(stream)
+    return _JsonRenderer(service), _StreamSink(stream)
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Whether `stream` is the journal's own (``$JOURNAL_STREAM`` is ``device:inode``, systemd.exec(5))."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return (device, inode) == (str(status.st_dev), str(status.st_ino))
+
+
+def _render_exception(_: Any, __: str, event: Event) -> Event:
+    exc_info = event.pop("exc_info", None)
+    if exc_info is True:
+        exc_info = sys.exc_info()
+    elif isinstance(exc_info, BaseException):
+        exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
+    if exc_info and exc_info[0] is not None:
+        event["exception"] = "".join(traceback.format_exception(*exc_info)).rstrip()
+    return event
+
+
+def redact(text: str) -> str:
+    """`text` with bearer tokens and key-like words replaced."""
+    return _SECRET_VALUES.sub(lambda m: (m.group(1) or m.group(2)) + _REDACTED, text)
+
+
+def _redact(_: Any, __: str, event: Event) -> Event:
+    for key, value in event.items():
+        event[key] = _REDACTED if _SECRET_KEYS.match(key) else _clean(value)
+    return event
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, SecretStr):
+        return _REDACTED
+    if isinstance(value, dict):
+        return {k: _REDACTED if _SECRET_KEYS.match(str(k)) else _clean(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    return value
+
+
+class _JsonRenderer:
+    def __init__(self, service: str) -> None:
+        self._service = service
+        self._stamp = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
+        self._encoder = msgspec.json.Encoder(enc_hook=str)
+
+    def __call__(self, logger: Any, name: str, event: Event) -> bytes:
+        event = self._stamp(logger, name, event)
+        head = {"time": event.pop("time"), "level": event.pop("level"), "service": self._service}
+        return self._encoder.encode(head | dict(event))
+
+
+class _ConsoleRenderer:
+    def __init__(self, service: str, colors: bool) -> None:
+        self._service = service
+        self._stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+        self._render = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0)
+
+    def __call__(self, logger: Any, name: str, event: Event) -> bytes:
+        event = self._stamp(logger, name, event)
+        event["event"] = f"{self._service}: {event.get('event', '')}"
+        return self._render(logger, name, event).encode(errors="replace")
+
+
+class _JournalRenderer:
+    """A record in the journal's native protocol; each key becomes a field that ``journalctl`` can match."""
+
+    _INVALID = re.compile(r"[^A-Z0-9_]")
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+
+    def __call__(self, _: Any, __: str, event: Event) -> bytes:
+        level, text = event.pop("level"), str(event.pop("event", ""))
+        exception = event.pop("exception", None)
+        details = "".join(f" {k}={_plain(v)}" for k, v in event.items())
+        fields = {
+            "MESSAGE": text + details + (f"\n{exception}" if exception else ""),
+            "PRIORITY": str(LEVELS.get(level, 6)),
+            "SYSLOG_IDENTIFIER": self._service,
+        }
+        for key, value in event.items():
+            name = self._INVALID.sub("_", key.upper()).lstrip("_0123456789")
+            fields.setdefault(name or "FIELD", _plain(value))
+        return b"".join(_journal_field(k, v) for k, v in fields.items())
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value, enc_hook=str).decode()
+
+
+def _journal_field(name: str, value: str) -> bytes:
+    data = value.encode(errors="replace")
+    if b"\n" in data:
+        return name.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
+    return name.encode() + b"=" + data + b"\n"
