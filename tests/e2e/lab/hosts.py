@@ -1,0 +1,336 @@
+"""Booting, entering and taking down test hosts, and the network between them."""
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.e2e.lab import image, registries
+
+BRIDGE = "llme2e0"
+NETWORK = "10.91.7"
+PROXY_PORT = 3142
+MIRROR_PORT = 3143
+HERE = Path(__file__).parent
+PROGRAMS = ("systemd-nspawn", "mmdebstrap", "ip", "nsenter", "ssh", "ssh-keygen")
+PACKAGES = "systemd-container mmdebstrap iproute2 openssh-client procps"
+_GUEST_ENV = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+    "HOME": "/root",
+    "container": "systemd-nspawn",
+}
+_NSPAWN = (
+    # The machine has no system bus to register at.
+    "--register=no",
+    "--keep-unit",
+    "--kill-signal=SIGRTMIN+3",
+    "--link-journal=no",
+    "--resolv-conf=off",
+    "--timezone=off",
+    "--console=read-only",
+    "--capability=CAP_NET_ADMIN,CAP_BPF,CAP_PERFMON,CAP_IPC_LOCK,CAP_SYSLOG",
+    # Without bpf() IPAddressDeny= is accepted and not enforced.
+    "--system-call-filter=bpf keyctl add_key request_key",
+)
+
+
+class LabError(RuntimeError):
+    """A test host could not be made or entered."""
+
+
+def missing() -> str | None:
+    """Why test hosts cannot be booted here, with the cure; None where they can."""
+    if os.geteuid() != 0:
+        return "booting test hosts needs root"
+    absent = [program for program in PROGRAMS if shutil.which(program) is None]
+    if absent:
+        return f"{', '.join(absent)} not found: apt-get install {PACKAGES}"
+    if not registries.apt_sources() and not (image.cache_folder() / f"{registries.SUITE}-base.tar").exists():
+        return f"apt on this machine knows no Debian {registries.SUITE} archive to build the hosts from"
+    return None
+
+
+def _run(*command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise LabError(f"{shlex.join(map(str, command))}: {done.stderr.strip() or done.stdout.strip()}")
+    return done
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+@dataclass(slots=True)
+class Host:
+    """A booted host: `run` enters it, its root file system is at ``folder/root``."""
+
+    name: str
+    number: int
+    folder: Path
+
+    @property
+    def address(self) -> str:
+        """Its IPv4 address on the test network."""
+        return f"{NETWORK}.{self.number}"
+
+    @property
+    def root(self) -> Path:
+        """Its root file system as this machine sees it."""
+        return self.folder / "root"
+
+    def leader(self) -> int | None:
+        """This machine's process id of the host's PID 1, which changes with every reboot."""
+        try:
+            launcher = int((self.folder / "pid").read_text())
+        except (OSError, ValueError):
+            return None
+        for nspawn in _children(launcher):
+            if _comm(nspawn) == "systemd-nspawn":
+                for init in _children(nspawn):
+                    return init
+        return None
+
+    def run(
+        self,
+        *command: str,
+        check: bool = True,
+        timeout: float = 120,
+        stdin: str | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `command` in the host as root.
+
+        Raises:
+            LabError: it failed and `check` is set, or the host is down.
+        """
+        leader = self.leader()
+        if leader is None:
+            raise LabError(f"{self.name} is not running")
+        done = subprocess.run(
+            ["nsenter", "-t", str(leader), "-a", "-r", "-w", "--", *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+            input=stdin,
+            env=_GUEST_ENV,
+        )
+        if check and done.returncode:
+            raise LabError(f"{self.name}: {shlex.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def sh(self, script: str, check: bool = True, timeout: float = 120) -> str:
+        """What a shell script prints in the host, without the final newline."""
+        return self.run("sh", "-c", script, check=check, timeout=timeout).stdout.rstrip("\n")
+
+    def wait_booted(self, seconds: float = 90) -> str:
+        """Wait for ``running`` or ``degraded`` and return which.
+
+        Raises:
+            LabError: neither came in time, or the host died.
+        """
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            leader = self.leader()
+            if leader is not None and _comm(leader) == "systemd":
+                state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
+                if state in {"running", "degraded"}:
+                    return state
+            time.sleep(0.05)
+        console = (self.folder / "console.log").read_text(errors="replace")[-2000:]
+        raise LabError(f"{self.name} did not boot:\n{console}")
+
+    def reboot(self, seconds: float = 120) -> str:
+        """Reboot and wait until the host is up again."""
+        before = self.leader()
+        self.run("systemctl", "reboot", check=False)
+        deadline = time.monotonic() + seconds
+        while self.leader() == before and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return self.wait_booted(seconds)
+
+
+class Lab:
+    """A bridge, a proxy to the package registries, a file mirror, and the hosts on it."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.mirror = work / "mirror"
+        self.base = work / "base"
+        self.hosts: dict[str, Host] = {}
+
+    @property
+    def gateway(self) -> str:
+        """This machine's address on the test network."""
+        return f"{NETWORK}.1"
+
+    @property
+    def mirror_url(self) -> str:
+        """Where hosts find the files of the folder `mirror`."""
+        return f"http://{self.gateway}:{MIRROR_PORT}"
+
+    def up(self) -> None:
+        """Build the base system and bring the network up."""
+        self.mirror.mkdir(parents=True, exist_ok=True)
+        if not self.base.exists():
+            image.build(self.base, self.work, self.gateway, PROXY_PORT)
+        _run("ip", "link", "add", BRIDGE, "type", "bridge")
+        _run("ip", "addr", "add", f"{self.gateway}/24", "dev", BRIDGE)
+        _run("ip", "link", "set", BRIDGE, "up")
+        self._serve("proxy", str(HERE / "proxy.py"), self.gateway, str(PROXY_PORT), *registries.allowed())
+        self._serve(
+            "mirror",
+            *("-m", "http.server", str(MIRROR_PORT), "--bind", self.gateway, "--directory", str(self.mirror)),
+        )
+
+    def _serve(self, name: str, *arguments: str) -> None:
+        with (self.work / f"{name}.log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        (self.work / f"{name}.pid").write_text(str(process.pid))
+
+    def boot(self, name: str, number: int) -> Host:
+        """Boot a fresh host at ``NETWORK.number``."""
+        host = Host(name, number, self.work / "hosts" / name)
+        for folder in ("up", "work", "root"):
+            (host.folder / folder).mkdir(parents=True)
+        self.hosts[name] = host
+        self._link(host)
+        layers = f"lowerdir={self.base},upperdir={host.folder}/up,workdir={host.folder}/work"
+        _run("mount", "-t", "overlay", f"llm-e2e-{name}", "-o", layers, host.root)
+        (host.root / "etc/hostname").write_text(f"{name}\n")
+        known = [f"{one.address} {one.name}" for one in self.hosts.values()]
+        (host.root / "etc/hosts").write_text("\n".join(["127.0.0.1 localhost", "::1 localhost", *known, ""]))
+        self._launch(host)
+        host.wait_booted()
+        return host
+
+    def _link(self, host: Host) -> None:
+        outer = f"llme2e{host.number}"
+        _run("ip", "netns", "add", host.name)
+        _run("ip", "link", "add", outer, "type", "veth", "peer", "name", "host0", "netns", host.name)
+        _run("ip", "link", "set", outer, "master", BRIDGE, "up")
+        inside = ("ip", "-n", host.name)
+        _run(*inside, "addr", "add", f"{host.address}/24", "dev", "host0")
+        _run(*inside, "link", "set", "host0", "up")
+        _run(*inside, "link", "set", "lo", "up")
+        _run(*inside, "route", "add", "default", "via", self.gateway)
+
+    def _launch(self, host: Host) -> None:
+        binds = [f"--bind-ro={HERE / 'guest-init'}:/run/guest-init"]
+        command = [
+            *(str(HERE / "launch"), f"llm-e2e-{host.name}", "systemd-nspawn", "-D", str(host.root)),
+            *(f"--machine={host.name}", f"--network-namespace-path=/run/netns/{host.name}"),
+            *_NSPAWN,
+            *binds,
+            "/run/guest-init",
+        ]
+        with (host.folder / "console.log").open("w") as console:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                start_new_session=True,
+                # Playbooks may set net.* inside the host's own network namespace.
+                env={**os.environ, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"},
+            )
+        (host.folder / "pid").write_text(str(process.pid))
+
+    def cut(self, host: Host) -> None:
+        """Take the host off the network, as a pulled cable does."""
+        _run("ip", "link", "set", f"llme2e{host.number}", "down")
+
+    def mend(self, host: Host) -> None:
+        """Put a cut host back on the network."""
+        _run("ip", "link", "set", f"llme2e{host.number}", "up")
+
+    def remove(self, host: Host) -> None:
+        """Power the host off and remove everything of it."""
+        self._stop(host)
+        _run("ip", "link", "del", f"llme2e{host.number}", check=False)
+        _run("umount", "-l", host.root, check=False)
+        _run("ip", "netns", "del", host.name, check=False)
+        for hierarchy in Path("/sys/fs/cgroup").iterdir():
+            _remove_cgroups(hierarchy / f"llm-e2e-{host.name}")
+        shutil.rmtree(host.folder, ignore_errors=True)
+        shutil.rmtree(Path("/run/systemd/nspawn/propagate") / host.name, ignore_errors=True)
+        self.hosts.pop(host.name, None)
+
+    def _stop(self, host: Host) -> None:
+        try:
+            launcher = int((host.folder / "pid").read_text())
+        except (OSError, ValueError):
+            return
+        with contextlib.suppress(LabError, subprocess.TimeoutExpired):
+            host.run("systemctl", "poweroff", check=False, timeout=10)
+        if _gone(launcher, 20):
+            return
+        leader = host.leader()
+        for pid in (launcher, leader):
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        _gone(launcher, 5)
+
+    def down(self) -> None:
+        """Remove the hosts and the network; the base system stays until its folder goes."""
+        for host in list(self.hosts.values()):
+            self.remove(host)
+        for name in ("proxy", "mirror"):
+            with contextlib.suppress(OSError, ValueError):
+                pid = int((self.work / f"{name}.pid").read_text())
+                os.kill(pid, signal.SIGTERM)
+                _gone(pid, 5)
+        _run("ip", "link", "del", BRIDGE, check=False)
+
+
+def _gone(pid: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+        if not Path(f"/proc/{pid}").exists():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _remove_cgroups(top: Path) -> None:
+    for folder, _, _ in os.walk(top, topdown=False):
+        with contextlib.suppress(OSError):
+            Path(folder).rmdir()
+
+
+@contextlib.contextmanager
+def opened(work: Path) -> Iterator[Lab]:
+    """A lab in `work`, taken down at the end whatever happens."""
+    lab = Lab(work)
+    try:
+        lab.up()
+        yield lab
+    finally:
+        lab.down()
