@@ -1,1 +1,1 @@
-"""Booted systemd hosts for the end-to-end tests, by systemd-nspawn, on a machine without systemd of its own."""
+"""Booted systemd hosts for the end-to-end tests, by systemd-nspawn, on machines that run no systemd."""

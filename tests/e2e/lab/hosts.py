@@ -134,7 +134,8 @@ class Host:
             env=_GUEST_ENV,
         )
         if check and done.returncode:
-            raise LabError(f"{self.name}: {shlex.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}")
+            said = f"{done.returncode}\n{done.stdout}{done.stderr}"
+            raise LabError(f"{self.name}: {shlex.join(command)}: {said}")
         return done
 
     def sh(self, script: str, check: bool = True, timeout: float = 120) -> str:

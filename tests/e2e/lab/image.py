@@ -7,14 +7,34 @@ from pathlib import Path
 
 from tests.e2e.lab.registries import SUITE, apt_sources
 
-PACKAGES = (
-    "acl ca-certificates curl dbus gpg iproute2 iputils-ping less libnss-systemd libpam-systemd "
-    "openssh-server procps python3 python3-apt sudo systemd systemd-sysv"
-).split()
-MASKED = (
-    "apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service dpkg-db-backup.timer "
-    "console-getty.service systemd-networkd-wait-online.service"
-).split()
+PACKAGES = [
+    "acl",
+    "ca-certificates",
+    "curl",
+    "dbus",
+    "gpg",
+    "iproute2",
+    "iputils-ping",
+    "less",
+    "libnss-systemd",
+    "libpam-systemd",
+    "openssh-server",
+    "procps",
+    "python3",
+    "python3-apt",
+    "sudo",
+    "systemd",
+    "systemd-sysv",
+]
+MASKED = [
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "dpkg-db-backup.timer",
+    "console-getty.service",
+    "systemd-networkd-wait-online.service",
+]
 _UNDATED = ('Acquire::Check-Valid-Until "false";', 'Acquire::Check-Date "false";')
 _LEFT_OUT = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*")
 
