@@ -1,0 +1,1 @@
+"""NVML to Prometheus: small collectors, an immutable snapshot, a worker that may hang."""

@@ -1,0 +1,124 @@
+"""What a scrape is answered with: bytes made beforehand, plus the age of the data at this moment."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from daemons.gpu_exporter.families import CONTENT_TYPE, Sample, counter, gauge, render
+from daemons.gpu_exporter.inventory import Inventory
+from daemons.gpu_exporter.settings import GpuExporterSettings
+from daemons.gpu_exporter.snapshot import NvmlState, Snapshot
+from daemons.gpu_exporter.supervisor import Ending, Events
+
+STATE = gauge("gpu_exporter_nvml_state", "Whether NVML answers: 1 for the state that holds, 0 for the others")
+AGE = gauge(
+    "gpu_exporter_snapshot_age_seconds", "Age of the last collection; past the limit GPU series vanish"
+)
+STALE_AFTER = gauge("gpu_exporter_stale_after_seconds", "Age at which GPU series vanish")
+SUCCESS = gauge("gpu_exporter_collection_success", "Whether NVML answered and its data are fresh")
+LAST = gauge(
+    "gpu_exporter_last_success_timestamp_seconds", "When NVML last answered, seconds since the epoch"
+)
+DURATION = gauge("gpu_exporter_collection_duration_seconds", "Time that the last collection took")
+WORKERS = counter("gpu_exporter_worker_endings_total", "Workers that ended and were replaced, by reason")
+STUCK = gauge("gpu_exporter_workers_stuck", "Workers that the kernel does not let die")
+
+
+class Page(Events):
+    """Holds the last snapshot and the health of collecting apart from each other, and renders both.
+
+    Attributes:
+        inventory: the GPUs that are there and that should be.
+        heard: set once anything is known of NVML.
+    """
+
+    def __init__(
+        self,
+        settings: GpuExporterSettings,
+        registry: CollectorRegistry,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._registry = registry
+        self._endings = dict.fromkeys(Ending, 0)
+        self._stuck = 0
+        self._snapshot: Snapshot | None = None
+        self._state = NvmlState.STARTING
+        self._detail = "NVML has not answered yet"
+        self.heard = asyncio.Event()
+        self.apply(settings)
+        self.refresh_process()
+
+    def apply(self, settings: GpuExporterSettings) -> None:
+        """Take over new settings; GPUs seen before are forgotten."""
+        self._stale_after = settings.stale_after
+        self.inventory = Inventory(settings.expected_gpus)
+        self._refresh()
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        self._state, self._detail = snapshot.state, snapshot.detail
+        self.heard.set()
+        if snapshot.state is NvmlState.OK:
+            self._snapshot = snapshot
+            self.inventory.update(snapshot.gpus)
+        else:
+            self._snapshot = None
+            self.inventory.update(())
+        self._refresh()
+
+    def absent(self, state: NvmlState, detail: str) -> None:
+        self._state, self._detail = state, detail
+        self.heard.set()
+        if state is NvmlState.RELEASED:
+            self._snapshot = None
+        self._refresh()
+
+    def ended(self, ending: Ending) -> None:
+        self._endings[ending] += 1
+        self._refresh()
+
+    def abandoned(self, number: int) -> None:
+        self._stuck = number
+        self._refresh()
+
+    def status(self) -> str:
+        """One line for ``systemctl status``."""
+        if self._state is NvmlState.OK:
+            return f"{self.inventory.present} GPUs answer"
+        return f"no GPU data: {self._state.replace('_', ' ')} ({self._detail})"
+
+    def age(self) -> float | None:
+        """Seconds since the collection of the data at hand began; None without data."""
+        return None if self._snapshot is None else self._clock() - self._snapshot.taken_monotonic
+
+    def refresh_process(self) -> None:
+        """Render the metrics of this process anew; called on a clock, never by a scrape."""
+        self._process = generate_latest(self._registry)
+
+    def _refresh(self) -> None:
+        self._health = render(self._health_samples()).encode()
+        self._presence = render(self.inventory.samples()).encode()
+
+    def render(self, _accept: str = "") -> tuple[bytes, str]:
+        """The answer to a scrape: concatenates bytes, reads no file and asks nobody."""
+        age, snapshot = self.age(), self._snapshot
+        fresh = snapshot is not None and age is not None and age <= self._stale_after
+        lines = [SUCCESS(int(fresh and self._state is NvmlState.OK))]
+        if age is not None:
+            lines.append(AGE(round(age, 6)))
+        parts = [self._process, self._health, render(lines).encode()]
+        if fresh and snapshot is not None:
+            parts += [self._presence, snapshot.body]
+        return b"".join(parts), CONTENT_TYPE
+
+    def _health_samples(self) -> Iterator[Sample]:
+        yield from (STATE(int(state is self._state), ("state", state)) for state in NvmlState)
+        yield STALE_AFTER(self._stale_after)
+        if self._snapshot is not None:
+            yield LAST(round(self._snapshot.taken_at, 3))
+            yield DURATION(round(self._snapshot.duration, 6))
+        yield from (WORKERS(number, ("reason", ending)) for ending, number in self._endings.items())
+        yield STUCK(self._stuck)
+        yield from self.inventory.expected()
