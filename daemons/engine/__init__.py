@@ -1,0 +1,1 @@
+"""Supervises one `vllm serve`: command line, start-up, warm-up, watchdog, restart, clean end."""

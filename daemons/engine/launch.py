@@ -1,0 +1,136 @@
+"""Everything that is decided before vLLM is started."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemons.engine.command.releases import Release, installed_version, parse_version
+from daemons.engine.command.render import render
+from daemons.engine.config import EngineSettings, is_folder
+from daemons.engine.environment import engine_cache, environment
+from daemons.runtime.errors import EXIT_CONFIG, Fatal, describe_os_error
+from daemons.runtime.sockets import unix_socket_alive
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How to start the engine, again and again.
+
+    Attributes:
+        command: program and arguments.
+        environment: the whole environment.
+        socket: where vLLM listens.
+        gpus: UUIDs of its GPUs.
+    """
+
+    settings: EngineSettings
+    release: Release
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    socket: Path
+    gpus: tuple[str, ...] = ()
+
+
+def release_of(settings: EngineSettings) -> Release:
+    """The vLLM release that the settings name, or that is installed.
+
+    Raises:
+        Fatal: it cannot be found out.
+    """
+    if settings.vllm_version is None:
+        return Release(installed_version(settings.vllm))
+    try:
+        return Release(parse_version(settings.vllm_version))
+    except ValueError as error:
+        raise Fatal(f"vllm_version: {error}", EXIT_CONFIG) from None
+
+
+def command_of(settings: EngineSettings, release: Release) -> list[str]:
+    """The command for `release`.
+
+    Raises:
+        Fatal: a flag is unknown to it, or the model folder is absent.
+    """
+    return render(settings, release, model_of(settings), socket_of(settings))
+
+
+def prepare(settings: EngineSettings) -> Launch:
+    """Check everything that can be checked before a start, and make the folders.
+
+    Raises:
+        Fatal: the start cannot succeed.
+    """
+    release = release_of(settings)
+    command = command_of(settings, release)
+    make_runtime_dir(settings)
+    cache = engine_cache(settings, _resolved(settings.cache_dir), release)
+    return Launch(
+        settings=settings,
+        release=release,
+        command=tuple(command),
+        environment=environment(settings, cache),
+        socket=socket_of(settings),
+    )
+
+
+def model_of(settings: EngineSettings) -> str:
+    """The model as vLLM shall be told.
+
+    Raises:
+        Fatal: it is a folder that is absent or holds no model.
+    """
+    if not is_folder(settings.model):
+        return settings.model
+    folder = Path(settings.model)
+    if not folder.is_dir():
+        raise Fatal(
+            f"model: the folder {folder} does not exist: correct the key model, or download it", EXIT_CONFIG
+        )
+    if not (folder / "config.json").is_file() and not (folder / "params.json").is_file():
+        raise Fatal(
+            f"model: {folder} holds no config.json: it is no model, or its download is incomplete",
+            EXIT_CONFIG,
+        )
+    return os.fspath(folder)
+
+
+def socket_of(settings: EngineSettings) -> Path:
+    """vLLM's socket."""
+    return _resolved(settings.runtime_dir) / "api.sock"
+
+
+def control_socket_of(settings: EngineSettings) -> Path:
+    """The supervisor's own socket."""
+    return _resolved(settings.runtime_dir) / "control.sock"
+
+
+def make_runtime_dir(settings: EngineSettings) -> None:
+    """Make the folder of the sockets where the service manager has not.
+
+    Raises:
+        Fatal: it cannot be made.
+    """
+    try:
+        _resolved(settings.runtime_dir).mkdir(parents=True, exist_ok=True, mode=0o750)
+    except OSError as error:
+        raise Fatal(describe_os_error(error, "make the engine's runtime folder"), EXIT_CONFIG) from None
+
+
+def free_socket(socket: Path) -> None:
+    """Remove what a dead engine left at `socket`: vLLM does not, and could not listen there.
+
+    Raises:
+        Fatal: somebody listens there.
+    """
+    if unix_socket_alive(socket):
+        raise Fatal(f"{socket} is already in use: another engine of this name runs; stop it first")
+    try:
+        socket.unlink(missing_ok=True)
+    except OSError as error:
+        raise Fatal(describe_os_error(error, "replace the socket")) from None
+
+
+def _resolved(path: Path | None) -> Path:
+    if path is None:
+        raise RuntimeError("config.load fills in every path")
+    return path
