@@ -4,6 +4,7 @@ Every record goes through one redaction step: a secret that reaches a logger by 
 """
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -19,13 +20,15 @@ import msgspec
 import structlog
 from pydantic import SecretStr
 
+_JOURNAL_PATIENCE_SEC = 0.05
+
 Event = MutableMapping[str, Any]
 
 JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
 LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 """Level names and their syslog priorities."""
 
-_SECRET_KEYS = re.compile(r"(?i)^(x[-_])?(authorization|api[-_]?key|password|secret|token|credential)s?$")
+_SECRET_KEYS = re.compile(r"(?i)^(x[-_])?(authorization|api[-_]?key|password|secret|token|credential)$")
 _SECRET_VALUES = re.compile(r"(?i)\b(bearer\s+)[^\s\"',]+|\b(sk-|hf_)[A-Za-z0-9_\-]{6,}")
 _REDACTED = "[redacted]"
 
@@ -48,13 +51,22 @@ class _JournalSink:
     def __init__(self, path: Path) -> None:
         self._path = os.fspath(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.settimeout(_JOURNAL_PATIENCE_SEC)
+
+    def __del__(self) -> None:
+        self._socket.close()
 
     def write(self, record: bytes) -> None:
         try:
             self._socket.sendto(record, self._path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._send_as_file(record)
+            self._socket.settimeout(_JOURNAL_PATIENCE_SEC)
+        except (TimeoutError, BlockingIOError):
+            # A journal that hangs must not hang the daemon: records are lost until it takes them again.
+            self._socket.settimeout(0)
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                with contextlib.suppress(OSError):
+                    self._send_as_file(record)
 
     def _send_as_file(self, record: bytes) -> None:
         # A record larger than a datagram goes as a sealed memfd (systemd.io, native journal protocol).
@@ -63,8 +75,10 @@ class _JournalSink:
             os.write(fd, record)
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-            self._socket.connect(self._path)
-            socket.send_fds(self._socket, [b""], [fd])
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as once:
+                once.settimeout(_JOURNAL_PATIENCE_SEC)
+                once.connect(self._path)
+                socket.send_fds(once, [b""], [fd])
         finally:
             os.close(fd)
 
@@ -80,9 +94,15 @@ class _Forward(logging.Handler):
     """Carries records of the standard library's loggers (aiohttp, asyncio) into structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        level = "error" if record.levelno >= logging.ERROR else "warning"
-        method = getattr(structlog.get_logger(), level)
-        method(record.getMessage(), logger=record.name, exc_info=record.exc_info)
+        write = (
+            structlog.get_logger().error
+            if record.levelno >= logging.ERROR
+            else structlog.get_logger().warning
+        )
+        try:
+            write(record.getMessage(), logger=record.name, exc_info=record.exc_info)
+        except Exception:  # noqa: BLE001 - logging must never break what it reports on (logging.Handler.handle)
+            self.handleError(record)
 
 
 def configure(service: str, level: str = "info", stream: TextIO | None = None) -> None:

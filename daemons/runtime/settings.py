@@ -7,7 +7,7 @@ fault of the file at once, each with its place.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -86,24 +86,29 @@ def load(path: Path, model: type[SettingsT]) -> SettingsT:
 
 def parse(text: str, path: Path, model: type[SettingsT]) -> SettingsT:
     """`load` for text already read; `path` is only named in faults."""
-    loader = _UniqueKeyLoader(text)
     try:
-        node = loader.get_single_node()
-        data = {} if node is None else loader.construct_document(node)
+        node, data = _read_yaml(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
         raise ConfigError([Fault(path, "", f"not valid YAML: {error.problem}", line)]) from None
     except yaml.YAMLError as error:
-        raise ConfigError([Fault(path, "", f"not valid YAML: {error}")]) from None
-    finally:
-        loader.dispose()
+        raise ConfigError([Fault(path, "", f"not valid YAML: {' '.join(str(error).split())}")]) from None
     if not isinstance(data, dict):
         raise ConfigError([Fault(path, "", "expected a mapping of keys to values", 1)])
     try:
         return model.model_validate(data)
     except ValidationError as error:
         raise ConfigError(list(_faults(error, path, node, model))) from None
+
+
+def _read_yaml(text: str) -> tuple[yaml.Node | None, Any]:
+    loader = _UniqueKeyLoader(text)
+    try:
+        node = loader.get_single_node()
+        return node, {} if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
 def _faults(
@@ -119,9 +124,21 @@ def _faults(
 
 
 def _unknown_key(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    if len(loc) == 1:
-        return f"unknown key; known here are: {', '.join(model.model_fields)}"
-    return "unknown key"
+    holder: type[BaseModel] | None = model
+    for part in loc[:-1]:
+        if isinstance(part, str) and holder is not None:
+            field = holder.model_fields.get(part)
+            holder = _model_in(field.annotation) if field else None
+    if holder is None:
+        return "unknown key"
+    return f"unknown key; known here are: {', '.join(holder.model_fields)}"
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The settings model that `annotation` is or holds: ``Model``, ``Model | None``, ``tuple[Model, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:

@@ -1,0 +1,1 @@
+"""The operator's command: each verb calls a room below it."""

@@ -1,0 +1,26 @@
+"""Guards that every test runs under."""
+
+from collections.abc import Iterator
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+
+@pytest.fixture(autouse=True)
+def blockbuster() -> Iterator[BlockBuster]:
+    """A blocking call made by the daemons on an event loop raises BlockingError."""
+    with blockbuster_ctx("daemons") as guard:
+        # A log record is written where it is made: a short write, bounded by the sink itself.
+        for name in ("os.write", "socket.socket.sendto", "socket.socket.send", "socket.socket.connect"):
+            guard.functions[name].can_block_in("daemons/runtime/logs.py", {"write", "_send_as_file"})
+        # The process' own /proc files are memory, not a disk.
+        for name in ("io.BufferedReader.read", "os.listdir"):
+            guard.functions[name].can_block_in("prometheus_client/process_collector.py", "collect")
+        yield guard
+
+
+@pytest.fixture(autouse=True)
+def _no_service_manager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests run as if started by hand, whatever started them."""
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,176 @@
+"""Logs: the form fits the reader, and a secret is never rendered."""
+
+import io
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from daemons.runtime import logs
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Iterator[TextIO]:
+    with (tmp_path / "log").open("w+") as file:
+        yield file
+    structlog.reset_defaults()
+    logging.getLogger().handlers.clear()
+
+
+def _lines(stream: TextIO) -> list[dict[str, object]]:
+    stream.seek(0)
+    return [json.loads(line) for line in stream]
+
+
+def test_elsewhere_a_record_is_one_json_line(stream: TextIO) -> None:
+    logs.configure("llm-gateway", stream=stream)
+    structlog.get_logger().info("request", model="llama-8b", tokens=3)
+    [record] = _lines(stream)
+    assert record["time"]
+    assert (record["level"], record["service"], record["event"]) == ("info", "llm-gateway", "request")
+    assert (record["model"], record["tokens"]) == ("llama-8b", 3)
+
+
+def test_levels_below_the_chosen_one_are_not_written(stream: TextIO) -> None:
+    logs.configure("x", level="warning", stream=stream)
+    structlog.get_logger().info("quiet")
+    structlog.get_logger().warning("loud")
+    assert [record["event"] for record in _lines(stream)] == ["loud"]
+
+
+def test_secrets_are_not_rendered(stream: TextIO) -> None:
+    logs.configure("x", stream=stream)
+    structlog.get_logger().info(
+        "Authorization: Bearer abc.def failed for sk-verysecretkey",
+        api_key="k1-plain",
+        headers={"Authorization": "Bearer abc.def", "list": ["hf_abcdefghij"]},
+        wrapped=SecretStr("k2-wrapped"),
+    )
+    stream.seek(0)
+    text = stream.read()
+    for secret in ("abc.def", "verysecretkey", "k1-plain", "abcdefghij", "k2-wrapped"):
+        assert secret not in text
+    assert text.count("[redacted]") >= 5
+
+
+def test_secrets_in_an_exception_are_not_rendered(stream: TextIO) -> None:
+    logs.configure("x", stream=stream)
+    try:
+        raise ValueError("Bearer topsecret")
+    except ValueError:
+        structlog.get_logger().exception("boom")
+    stream.seek(0)
+    text = stream.read()
+    assert "ValueError" in text
+    assert "topsecret" not in text
+
+
+def test_the_standard_library_logs_through_the_same_form(stream: TextIO) -> None:
+    logs.configure("x", stream=stream)
+    logging.getLogger("aiohttp.server").error("bad %s", "thing")
+    [record] = _lines(stream)
+    assert (record["event"], record["logger"], record["level"]) == ("bad thing", "aiohttp.server", "error")
+
+
+def test_on_a_terminal_a_person_can_read_it() -> None:
+    primary, secondary = os.openpty()
+    try:
+        with open(secondary, "w", closefd=False) as terminal:
+            logs.configure("llm-engine", stream=terminal)
+            structlog.get_logger().info("ready", gpus=2)
+        text = os.read(primary, 4096).decode()
+    finally:
+        os.close(primary)
+        os.close(secondary)
+        structlog.reset_defaults()
+    assert "llm-engine: ready" in text
+    assert "\x1b[" in text
+
+
+def _journal_fields(datagram: bytes) -> dict[str, str]:
+    fields = {}
+    while datagram:
+        line, _, rest = datagram.partition(b"\n")
+        name, separator, value = line.partition(b"=")
+        if not separator:
+            size = int.from_bytes(rest[:8], "little")
+            value, rest = rest[8 : 8 + size], rest[8 + size + 1 :]
+        fields[name.decode()] = value.decode()
+        datagram = rest
+    return fields
+
+
+@pytest.fixture
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: TextIO) -> Iterator[socket.socket]:
+    path = tmp_path / "journal"
+    status = os.fstat(stream.fileno())
+    monkeypatch.setattr(logs, "JOURNAL_SOCKET", path)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(path))
+        sock.settimeout(10)
+        logs.configure("llm-gateway", stream=stream)
+        yield sock
+
+
+def test_under_systemd_a_record_has_native_fields(journal: socket.socket) -> None:
+    structlog.get_logger().error("refused", request_id="r1", key_alias="team-a", note="two\nlines")
+    fields = _journal_fields(journal.recv(65536))
+    assert fields["MESSAGE"].startswith("refused request_id=r1 key_alias=team-a")
+    assert (fields["PRIORITY"], fields["SYSLOG_IDENTIFIER"]) == ("3", "llm-gateway")
+    assert (fields["REQUEST_ID"], fields["KEY_ALIAS"], fields["NOTE"]) == ("r1", "team-a", "two\nlines")
+
+
+def test_a_record_larger_than_a_datagram_reaches_the_journal_as_a_file(journal: socket.socket) -> None:
+    structlog.get_logger().info("x" * 1_000_000)
+    data, fds, _, _ = socket.recv_fds(journal, 16, 1)
+    assert not data
+    with os.fdopen(fds[0], "rb") as file:
+        file.seek(0)
+        assert len(_journal_fields(file.read())["MESSAGE"]) == 1_000_000
+
+
+@given(
+    st.text(),
+    st.dictionaries(st.text(min_size=1), st.text() | st.integers() | st.none() | st.lists(st.text())),
+)
+def test_any_event_is_a_well_formed_journal_record(text: str, extra: dict[str, object]) -> None:
+    event = {"level": "info", **extra, "event": text}
+    event["level"] = "info"
+    event.pop("exception", None)
+    record = logs._JournalRenderer("x")(None, "info", event)
+    fields = _journal_fields(record)
+    assert fields["SYSLOG_IDENTIFIER"] == "x"
+    assert all(name.isascii() and name == name.upper() and not name.startswith("_") for name in fields)
+
+
+def test_a_closed_reader_does_not_end_the_daemon() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        logs.configure("x", stream=stream)
+        structlog.get_logger().info("nobody reads this")
+    structlog.reset_defaults()
+
+
+def test_standard_error_is_the_default() -> None:
+    logs.configure("x", stream=None if _has_fd(sys.stderr) else io.TextIOWrapper(io.FileIO(2, closefd=False)))
+    structlog.reset_defaults()
+
+
+def _has_fd(stream: TextIO) -> bool:
+    try:
+        stream.fileno()
+    except (OSError, ValueError):
+        return False
+    return True
