@@ -60,6 +60,7 @@ class Service:
 
     Attributes:
         state: where it is.
+        exit_status: of the last main process that ended; negative for a signal.
         status: the last ``STATUS=`` line, or what the manager has to say.
         settled: set once the service has become active or has failed for good.
     """
@@ -70,6 +71,7 @@ class Service:
         self.unit = unit
         self.state = State.INACTIVE
         self.status = ""
+        self.exit_status: int | None = None
         self.settled = asyncio.Event()
         self._on_change = on_change
         self._mains = mains
@@ -100,6 +102,7 @@ class Service:
             raise
         finally:
             self._kill_whole(process)
+        self.exit_status = code
         if code == EXIT_CONFIG or self._start_limit_hit():
             self._become(State.FAILED, f"failed: {describe_exit(code)}")
             return False

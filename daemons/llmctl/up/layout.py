@@ -1,0 +1,165 @@
+"""The files of a local stack: everything under ``.llm/``, except sockets, which need a short path."""
+
+import hashlib
+import os
+import secrets
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from daemons.runtime.errors import Fatal, describe_os_error
+
+ENGINE = "local"
+"""Name of the one engine of a local stack."""
+ORIGINAL_ALIAS = "llama-7b"
+"""Model name of the examples that users of earlier releases have; answered to on this machine only."""
+ORIGINAL_KEY = "dev-key-1"
+"""Key of the same examples. It is public: preflight refuses it on a host."""
+
+_LOOPBACK = ["127.0.0.0/8", "::1/128"]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What the engine serves: a folder or hub name, and the name clients use."""
+
+    source: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """TCP ports of a local stack, all on loopback; 0 takes a free one."""
+
+    gateway: int
+    gateway_metrics: int = 9102
+    engine_metrics: int = 9110
+    gpu_exporter: int = 9101
+
+    @classmethod
+    def around(cls, port: int) -> "Ports":
+        """The usual ports with the gateway at `port`; only free ones when `port` is 0."""
+        return cls(port) if port else cls(0, 0, 0, 0)
+
+
+class Layout:
+    """Paths of the local stack of one checkout.
+
+    Raises:
+        Fatal: a folder cannot be made, or the folder for sockets belongs to somebody else.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self.state = state.resolve()
+        self.run = self.state / "run"
+        self.logs = self.state / "logs"
+        self.models = self.state / "models"
+        self.cache = self.state / "cache"
+        self.key_file = self.state / "key"
+        self.gateway_config = self.state / "gateway.yaml"
+        self.exporter_config = self.state / "gpu-exporter.yaml"
+        self.engine_config = self.state / "engines" / f"{ENGINE}.yaml"
+        self.sockets = _socket_folder(self.state)
+        self.engine_run = self.sockets / ENGINE
+        folders = (self.run, self.logs, self.models, self.cache, self.engine_config.parent, self.engine_run)
+        try:
+            for folder in (*folders, self.state / "keys.d"):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise Fatal(describe_os_error(error, "make the folder")) from None
+
+    def key(self) -> str:
+        """The API key of this stack, made at the first start and kept in a file that only its owner reads."""
+        try:
+            found = self.key_file.read_text().strip()
+            if found:
+                return found
+        except FileNotFoundError:
+            pass
+        key = f"sk-{secrets.token_urlsafe(32)}"
+        write_private(self.key_file, f"{key}\n")
+        return key
+
+    def write_gateway(self, model: Model, ports: Ports) -> None:
+        """The gateway's settings and keys."""
+        key = self.key()
+        write_yaml(
+            self.gateway_config,
+            {
+                "listen": {"host": "127.0.0.1", "port": ports.gateway},
+                "metrics": {"host": "127.0.0.1", "port": ports.gateway_metrics},
+                "admin": str(self.sockets / "admin.sock"),
+                "engines": [
+                    {
+                        "name": ENGINE,
+                        "url": f"unix://{self.engine_run}/api.sock",
+                        "models": [model.name, ORIGINAL_ALIAS],
+                    }
+                ],
+            },
+        )
+        for name, secret in (("local", key), ("original-examples", ORIGINAL_KEY)):
+            hashed = f"sha256:{hashlib.sha256(secret.encode()).hexdigest()}"
+            content = {"name": name, "secrets": [hashed], "models": ["*"], "networks": _LOOPBACK}
+            write_yaml(self.state / "keys.d" / f"{name}.yaml", content)
+
+    def write_engine(self, model: Model, ports: Ports, settings: dict[str, Any]) -> None:
+        """The engine's settings: what every local engine has, and `settings`."""
+        write_yaml(
+            self.engine_config,
+            {
+                "model": model.source,
+                "served_names": [model.name, ORIGINAL_ALIAS],
+                "metrics": {"host": "127.0.0.1", "port": ports.engine_metrics},
+                "runtime_dir": str(self.engine_run),
+                "cache_dir": str(self.cache / "engines" / ENGINE),
+                **settings,
+            },
+        )
+
+    def write_exporter(self, ports: Ports) -> None:
+        """The GPU exporter's settings."""
+        write_yaml(self.exporter_config, {"listen": {"host": "127.0.0.1", "port": ports.gpu_exporter}})
+
+
+def _socket_folder(state: Path) -> Path:
+    """A private folder with a short name that is the same at every start of this checkout."""
+    digest = hashlib.sha256(os.fsencode(state)).hexdigest()[:10]
+    folder = Path(tempfile.gettempdir()) / f"llm-{os.getuid()}-{digest}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise Fatal(describe_os_error(error, "make the folder for sockets")) from None
+    if status.st_uid != os.getuid() or folder.is_symlink() or status.st_mode & 0o077:
+        raise Fatal(f"{folder} is not a private folder of this user: remove it, or set TMPDIR")
+    return folder
+
+
+def write_yaml(path: Path, content: dict[str, Any]) -> None:
+    """Replace `path` by `content`, readable by its owner only."""
+    write_private(path, yaml.safe_dump(content, sort_keys=False))
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace `path` atomically by `text`, mode 0600.
+
+    Raises:
+        Fatal: it cannot be written; the file is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.unlink(missing_ok=True)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(fd)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)
+        raise Fatal(describe_os_error(error, "write")) from None

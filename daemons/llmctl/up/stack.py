@@ -1,0 +1,121 @@
+"""Starts the services of a local stack, waits until a model answers, and ends them in order."""
+
+import asyncio
+import contextlib
+import json
+import signal
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import structlog
+
+from daemons.llmctl.up.processes import become_subreaper, kill_orphans
+from daemons.llmctl.up.screen import Screen
+from daemons.llmctl.up.units import Service, State, Unit
+from daemons.runtime.errors import EXIT_CONFIG, Fatal
+
+
+class Stack:
+    """The services of one `llmctl up`, in the order in which they are ended."""
+
+    def __init__(self, units: Sequence[Unit], runtime_dir: Path, screen: Screen) -> None:
+        self._screen = screen
+        self._mains: set[int] = set()
+        self._tell: dict[str, str] = {}
+        self.services = [Service(unit, runtime_dir, self._mains, self._changed) for unit in units]
+        self.interrupted = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The services run within the context; at its end nothing of them is left.
+
+        A second SIGINT or SIGTERM stops waiting for those that are still stopping.
+        """
+        become_subreaper()
+        loop = asyncio.get_running_loop()
+        impatient = asyncio.Event()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signum, self._on_signal, impatient)
+        tasks = [asyncio.create_task(service.run(), name=service.unit.name) for service in self.services]
+        try:
+            yield
+        finally:
+            hurry = asyncio.create_task(impatient.wait())
+            for task in tasks:
+                task.cancel()
+                await asyncio.wait((task, hurry), return_when=asyncio.FIRST_COMPLETED)
+            hurry.cancel()
+            kill_orphans(keep=())
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(signum)
+
+    async def until_ready(self) -> bool:
+        """Wait until every service is active; False when interrupted first.
+
+        Raises:
+            Fatal: one of them failed for good.
+        """
+        for service in self.services:
+            with self._screen.step(service.unit.name) as step:
+                self._tell[service.unit.name] = ""
+                settled = asyncio.create_task(service.settled.wait())
+                while not settled.done() and not self.interrupted.is_set():
+                    step.phase(service.status)
+                    await _first_of(settled, self.interrupted, timeout=0.2)
+                settled.cancel()
+                if self.interrupted.is_set():
+                    return False
+                if service.state is State.FAILED:
+                    raise failure_of(service)
+                self._tell.pop(service.unit.name)
+        return True
+
+    async def until_ended(self) -> None:
+        """Wait until interrupted.
+
+        Raises:
+            Fatal: a service failed for good meanwhile.
+        """
+        while not self.interrupted.is_set():
+            for service in self.services:
+                if service.state is State.FAILED:
+                    raise failure_of(service)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.interrupted.wait(), timeout=0.5)
+
+    def _on_signal(self, impatient: asyncio.Event) -> None:
+        if self.interrupted.is_set():
+            impatient.set()
+        self.interrupted.set()
+
+    def _changed(self, service: Service) -> None:
+        structlog.get_logger().debug(service.status, unit=service.unit.name, state=service.state.value)
+        watched = service.unit.name in self._tell
+        if not watched and service.settled.is_set():
+            self._screen.line(f"{service.unit.name}: {service.status}", style="dim")
+
+
+async def _first_of(task: "asyncio.Task[bool]", event: asyncio.Event, timeout: float) -> None:
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait((task, waiting), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+
+
+def failure_of(service: Service) -> Fatal:
+    """Why `service` failed, in its own last words."""
+    words = last_words(service.unit.log) or service.status
+    code = EXIT_CONFIG if service.exit_status == EXIT_CONFIG else 1
+    return Fatal(f"{service.unit.name}: {words} (log: {service.unit.log})", code)
+
+
+def last_words(log: Path) -> str:
+    """The critical records of a daemon's JSON log since its last start, joined by "; "."""
+    words: list[str] = []
+    with contextlib.suppress(OSError):
+        for line in log.read_text(errors="replace").splitlines()[-200:]:
+            with contextlib.suppress(ValueError, AttributeError):
+                record = json.loads(line)
+                if record.get("level") == "critical" and record.get("event") not in words:
+                    words.append(record["event"])
+    return "; ".join(words)
