@@ -1,0 +1,1 @@
+"""When a request may go: the bounded queue in front of the engines."""

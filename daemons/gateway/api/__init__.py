@@ -1,0 +1,1 @@
+"""The public surface: routes, error forms, the small endpoints the gateway answers itself."""

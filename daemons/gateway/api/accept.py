@@ -1,0 +1,86 @@
+"""The first stage: a well-formed request with a name and a body of bearable size."""
+
+import asyncio
+import random
+import re
+
+from aiohttp import hdrs, web
+from aiohttp.web_request import BaseRequest
+from multidict import CIMultiDictProxy, istr
+
+from daemons.gateway.errors import ApiError, ErrorCode
+
+X_REQUEST_ID = istr("X-Request-Id")
+_TRACEPARENT = istr("traceparent")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# W3C Trace Context, version 00.
+_TRACE = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def new_id() -> str:
+    """A fresh identifier; unique, not secret."""
+    return f"{random.getrandbits(128):032x}"
+
+
+def request_id(headers: CIMultiDictProxy[str]) -> str:
+    """The client's ``X-Request-Id`` where it is well-formed, else a new one."""
+    given = headers.get(X_REQUEST_ID)
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else new_id()
+
+
+def traceparent(headers: CIMultiDictProxy[str]) -> bytes:
+    """The header line that carries on the client's trace; empty where it has none."""
+    given = headers.get(_TRACEPARENT)
+    return b"traceparent: %b\r\n" % given.encode() if given is not None and _TRACE.fullmatch(given) else b""
+
+
+def check_framing(headers: CIMultiDictProxy[str]) -> None:
+    """Refuse what could be read as another message by somebody else.
+
+    Raises:
+        ApiError: the transfer coding is not plainly ``chunked``, or the body is encoded.
+    """
+    coding = headers.getall(hdrs.TRANSFER_ENCODING, None)
+    if coding is not None and (len(coding) != 1 or coding[0].lower() != "chunked"):
+        raise ApiError(ErrorCode.INVALID_HTTP, "The only Transfer-Encoding taken here is 'chunked'.")
+    if hdrs.CONTENT_ENCODING in headers and headers[hdrs.CONTENT_ENCODING].lower() != "identity":
+        raise ApiError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, "Request bodies must not be compressed.")
+
+
+async def read_body(request: BaseRequest, limit: int, seconds: float) -> bytes:
+    """The body of `request`.
+
+    Args:
+        request: the request.
+        limit: bytes it may have.
+        seconds: in which it must arrive.
+
+    Raises:
+        ApiError: it is larger, or does not arrive in time.
+    """
+    check_framing(request.headers)
+    length = request.headers.get(hdrs.CONTENT_LENGTH)
+    if length is not None and int(length) > limit:
+        raise too_large(limit)
+    payload = request.content
+    if payload.is_eof():
+        # The common case: it came in one piece with the headers.
+        return payload.read_nowait()
+    try:
+        async with asyncio.timeout(seconds):
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise too_large(limit) from None
+    except TimeoutError:
+        raise ApiError(
+            ErrorCode.REQUEST_TIMEOUT, f"The request body did not arrive within {seconds:g} s."
+        ) from None
+    except web.RequestPayloadError as error:
+        raise ApiError(ErrorCode.INVALID_HTTP, f"The request body is malformed: {error}") from None
+
+
+def too_large(limit: int) -> ApiError:
+    """The refusal of a body of more than `limit` bytes."""
+    return ApiError(
+        ErrorCode.BODY_TOO_LARGE, f"The request body is larger than {limit} bytes, the most taken here."
+    )

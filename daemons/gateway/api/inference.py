@@ -1,0 +1,251 @@
+"""A request for an engine, from its arrival to its end, stage by stage."""
+
+import asyncio
+from dataclasses import dataclass
+
+import msgspec
+from aiohttp import web
+from aiohttp.web_request import BaseRequest
+
+from daemons.gateway.admission.queue import Admission
+from daemons.gateway.api import accept
+from daemons.gateway.api.endpoints import Endpoint
+from daemons.gateway.api.forms import message_of
+from daemons.gateway.api.server import ClientConnection, Written
+from daemons.gateway.errors import ApiError, ErrorCode, status_of
+from daemons.gateway.exchange import Exchange
+from daemons.gateway.metrics import Metrics
+from daemons.gateway.policy.sanitise import Sanitised, sanitise
+from daemons.gateway.pool.pick import Asked
+from daemons.gateway.pool.pool import Pool
+from daemons.gateway.relay.attempts import Attempts
+from daemons.gateway.relay.relay import Patience, Relay
+from daemons.gateway.relay.stream import StreamRelay
+from daemons.gateway.settings import GatewaySettings
+from daemons.gateway.settle import Settle
+from daemons.gateway.tenants.authenticate import Authenticator
+from daemons.gateway.tenants.keys import Tenant
+
+_KEEP, _CLOSE = Written(keep_alive=True), Written(keep_alive=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What a request passes, in this order."""
+
+    authenticate: Authenticator
+    pool: Pool
+    admission: Admission
+    attempts: Attempts
+    settle: Settle
+    metrics: Metrics
+
+
+class Inference:
+    """Serves the endpoints whose answers come from an engine.
+
+    Attributes:
+        active: requests on their way.
+        idle: set while there are none.
+        draining: answers close their connections.
+    """
+
+    def __init__(self, settings: GatewaySettings, stages: Stages) -> None:
+        self._limits = settings.limits
+        self._timeouts = settings.timeouts
+        self._stages = stages
+        self._loop = asyncio.get_running_loop()
+        self.active: set[Exchange] = set()
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.draining = False
+
+    async def __call__(self, request: BaseRequest, endpoint: Endpoint, request_id: str) -> web.StreamResponse:
+        """Serve `request`.
+
+        Raises:
+            ApiError: it is refused, or no engine could answer it; nothing was sent.
+        """
+        arrived = self._loop.time()
+        tenant = self._stages.authenticate(request.headers, request.remote)
+        exchange = Exchange(request_id, tenant, endpoint.name, arrived)
+        failure: ErrorCode | None = ErrorCode.INTERNAL_ERROR
+        self.active.add(exchange)
+        self.idle.clear()
+        try:
+            failure = await self._serve(request, endpoint, exchange)
+        except asyncio.CancelledError:
+            failure = ErrorCode.CLIENT_GONE
+            raise
+        except ApiError as error:
+            failure = error.code
+            exchange.status = error.status
+            raise
+        finally:
+            self._end(request, exchange, failure)
+        keep = request.keep_alive and not self.draining and request.version >= (1, 1)
+        return _KEEP if keep else _CLOSE
+
+    async def _serve(self, request: BaseRequest, endpoint: Endpoint, exchange: Exchange) -> ErrorCode | None:
+        raw = await accept.read_body(request, self._limits.body_bytes, self._timeouts.request_body)
+        exchange.bytes_in = len(raw)
+        asked_for = sanitise(raw, usage_in_stream=endpoint.usage_in_stream)
+        self._check_model(asked_for.model, exchange)
+        exchange.stream = asked_for.stream and endpoint.events is not None
+        exchange.prompt_estimate = asked_for.prompt_tokens
+        series = self._stages.metrics.series(exchange.model, endpoint.name, exchange.tenant.priority)
+        series.in_flight += 1
+        exchange.series = series
+        asked = Asked(
+            model=asked_for.model,
+            tenant=exchange.tenant.alias,
+            cache_group=exchange.tenant.cache_group,
+            body=asked_for.body,
+            prompt_tokens=asked_for.prompt_tokens,
+        )
+        await self._admit(exchange, asked)
+        relay = self._relay(request, endpoint, exchange, asked_for)
+        failure = await self._stages.attempts.run(
+            exchange, relay, asked, self._request_head(request, endpoint, exchange)
+        )
+        return self._conclude(relay, failure)
+
+    def _check_model(self, model: str, exchange: Exchange) -> None:
+        exchange.model = model
+        if model not in self._stages.pool.models:
+            raise ApiError(
+                ErrorCode.MODEL_NOT_FOUND, f"The model {model[:128]!r} does not exist.", param="model"
+            )
+        exchange.model_label = model
+        if not allowed(exchange.tenant, model):
+            raise ApiError(
+                ErrorCode.MODEL_NOT_ALLOWED, f"This API key may not use the model {model!r}.", param="model"
+            )
+
+    async def _admit(self, exchange: Exchange, asked: Asked) -> None:
+        began = self._loop.time()
+        engine = self._stages.admission.enter_at_once(asked, began)
+        if engine is None:
+            try:
+                engine = await self._stages.admission.enter(asked, exchange.tenant.priority)
+            finally:
+                exchange.queued_seconds = self._loop.time() - began
+        exchange.engine = engine
+
+    def _relay(
+        self, request: BaseRequest, endpoint: Endpoint, exchange: Exchange, asked_for: Sanitised
+    ) -> Relay:
+        client = request.protocol
+        assert isinstance(client, ClientConnection)  # noqa: S101 - made by our own server
+        series = exchange.series
+        assert series is not None  # noqa: S101 - set before admission
+        timeouts = self._timeouts
+        chunked = request.version >= (1, 1)
+        fields = b"X-Request-Id: %b\r\n" % exchange.request_id.encode()
+        if not (request.keep_alive and chunked) or self.draining:
+            fields += b"Connection: close\r\n"
+        patience = Patience(
+            first_byte=getattr(timeouts.first_byte, exchange.tenant.priority) if exchange.stream else None,
+            between_chunks=timeouts.between_chunks,
+            total=timeouts.total,
+            keep_alive=timeouts.keep_alive,
+        )
+        relay: Relay
+        events = endpoint.events
+        if exchange.stream and events is not None:
+            relay = StreamRelay(
+                client,
+                self._loop,
+                fields=fields,
+                patience=patience,
+                observer=series,
+                events=lambda: events(asked_for.keep_final, asked_for.keep_all),
+                error_event=endpoint.form.event,
+                chunked=chunked,
+            )
+        else:
+            relay = Relay(
+                client, self._loop, fields=fields, patience=patience, observer=series, chunked=chunked
+            )
+        client.relay = exchange.relay = relay
+        return relay
+
+    def _request_head(self, request: BaseRequest, endpoint: Endpoint, exchange: Exchange) -> bytes:
+        # Two requests of one identifier must not meet inside an engine: it is made unique for it.
+        return b"%b HTTP/1.1\r\nX-Request-Id: %b-%b\r\n%b" % (
+            endpoint.engine_path,
+            exchange.request_id.encode(),
+            accept.new_id()[:8].encode(),
+            accept.traceparent(request.headers),
+        )
+
+    def _conclude(self, relay: Relay, failure: ErrorCode | None) -> ErrorCode | None:
+        """What is left to do after the last attempt; the failure that the request ends with.
+
+        Raises:
+            ApiError: the request failed before anything was sent.
+        """
+        error = self._refusal(relay, failure)
+        if error is None or relay.answered:
+            return failure
+        if relay.opened:
+            relay.close_with(error.code)
+            return error.code
+        raise error
+
+    def _refusal(self, relay: Relay, failure: ErrorCode | None) -> ApiError | None:
+        if failure is not None:
+            headers = {"Retry-After": "1"} if status_of(failure) == 503 else None
+            return ApiError(failure, message_of(failure), headers=headers)
+        if relay.head is not None and relay.head.status != 200:
+            return engine_refusal(relay.head.status, relay.error_body)
+        return None
+
+    def _end(self, request: BaseRequest, exchange: Exchange, failure: ErrorCode | None) -> None:
+        self.active.discard(exchange)
+        if not self.active:
+            self.idle.set()
+        relay = exchange.relay
+        detail = ""
+        if relay is not None:
+            detail = relay.detail
+            relay.abandon()
+            client = request.protocol
+            if isinstance(client, ClientConnection):
+                client.relay = None
+        now = self._loop.time()
+        self._stages.settle(exchange, failure, now, detail)
+        if exchange.engine is not None:
+            self._stages.admission.leave(exchange.engine, exchange.model, now)
+
+
+def allowed(tenant: Tenant, model: str) -> bool:
+    """Whether `tenant` may use `model`."""
+    return tenant.models is None or model in tenant.models
+
+
+class _EngineError(msgspec.Struct):
+    message: str = ""
+    param: str | None = None
+
+
+class _EngineErrorBody(msgspec.Struct):
+    error: _EngineError
+
+
+_TOO_LONG = ("maximum context length", "maximum model length", "longer than the maximum")
+
+
+def engine_refusal(status: int, body: bytes) -> ApiError:
+    """An engine's refusal of the request itself, in our words and with its reason."""
+    try:
+        given = msgspec.json.decode(body, type=_EngineErrorBody).error
+    except msgspec.MsgspecError:
+        given = _EngineError()
+    message = given.message or f"The engine refuses the request (status {status})."
+    if status == 404:
+        return ApiError(ErrorCode.MODEL_NOT_FOUND, message, param=given.param)
+    code = ErrorCode.INVALID_REQUEST
+    if any(words in message for words in _TOO_LONG):
+        code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    return ApiError(code, message, param=given.param, status=status if 400 <= status < 500 else 400)

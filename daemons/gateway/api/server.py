@@ -1,0 +1,151 @@
+"""The HTTP server: aiohttp keeps the connections and parses requests, the relay writes the answers."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+
+import structlog
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_request import BaseRequest
+
+from daemons.gateway.api.forms import openai_body
+from daemons.gateway.errors import ApiError, ErrorCode
+from daemons.gateway.relay.relay import Relay
+from daemons.gateway.settings import LimitSettings, Timeouts
+
+log = structlog.get_logger()
+
+Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Written(web.StreamResponse):
+    """Stands for an answer that the relay has already written to the transport."""
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        super().__init__()
+        self._reusable = keep_alive
+
+    @property
+    def keep_alive(self) -> bool | None:
+        return self._reusable
+
+    async def prepare(self, request: BaseRequest) -> None:
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        return None
+
+
+class ClientConnection(RequestHandler):
+    """A client's connection.
+
+    Attributes:
+        relay: the answer being written, which follows this connection's backpressure.
+        paused_at: loop time since which the client does not read; 0 while it does.
+    """
+
+    __slots__ = ("_server", "paused_at", "relay")
+
+    def __init__(self, server: "GatewayServer", loop: asyncio.AbstractEventLoop) -> None:
+        limits = server.limits
+        super().__init__(
+            server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]  # None turns it off
+            auto_decompress=False,
+            keepalive_timeout=server.idle_seconds,
+            lingering_time=2.0,
+            max_field_size=limits.header_bytes,
+            max_line_size=limits.header_bytes,
+            max_headers=limits.header_count,
+        )
+        self._server = server
+        self.relay: Relay | None = None
+        self.paused_at = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            # Covers what the kernel still holds for a client that vanished after its answer was written.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._server.user_timeout_ms)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._server.paused.discard(self)
+        relay, self.relay = self.relay, None
+        if relay is not None:
+            relay.abandon()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.paused_at = self._loop.time()
+        self._server.paused.add(self)
+        if self.relay is not None:
+            self.relay.client_paused()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.paused_at = 0.0
+        self._server.paused.discard(self)
+        if self.relay is not None:
+            self.relay.client_resumed()
+
+    def drop(self) -> None:
+        """Cut the connection, whatever is still unsent."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def handle_error(
+        self,
+        request: BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is not HTTP, and what is a bug here, in the form every other error has."""
+        if status == 400:
+            reason = " ".join((message or "malformed request").split())[:200]
+            error = ApiError(ErrorCode.INVALID_HTTP, f"Not a valid HTTP/1.1 request: {reason}")
+        else:
+            log.error("unhandled error", exc_info=exc, path=request.path)
+            error = ApiError(
+                ErrorCode.INTERNAL_ERROR, "An unexpected error; the operator finds it in the log."
+            )
+        answer = web.Response(status=error.status, body=openai_body(error), content_type="application/json")
+        answer.force_close()
+        return answer
+
+
+class GatewayServer(web.Server):
+    """Makes a `ClientConnection` for each connection.
+
+    Attributes:
+        paused: connections whose client does not read.
+        limits: bounds on what clients send.
+        idle_seconds: how long a connection may stay without a request.
+        user_timeout_ms: ``TCP_USER_TIMEOUT`` of client connections.
+    """
+
+    def __init__(self, handler: Handler, limits: LimitSettings, timeouts: Timeouts) -> None:
+        super().__init__(handler, handler_cancellation=True)
+        self._loop = asyncio.get_running_loop()
+        self.limits = limits
+        self.idle_seconds = timeouts.idle_connection
+        self.paused: set[ClientConnection] = set()
+        self._stalled_after = timeouts.stalled_reader
+        self.user_timeout_ms = int(1000 * (timeouts.stalled_reader + 30))
+
+    def __call__(self) -> ClientConnection:
+        return ClientConnection(self, self._loop)
+
+    def drop_stalled(self, now: float) -> list[Relay]:
+        """Cut the connections of clients that have not read for too long; the answers cut off."""
+        cut: list[Relay] = []
+        for connection in [c for c in self.paused if now - c.paused_at > self._stalled_after]:
+            if connection.relay is not None:
+                cut.append(connection.relay)
+                connection.relay.fail(ErrorCode.CLIENT_STALLED, "")
+            connection.drop()
+        return cut

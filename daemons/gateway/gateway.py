@@ -1,0 +1,145 @@
+"""The gateway put together: sockets, stages, background work, start and end."""
+
+import asyncio
+import contextlib
+import socket
+
+import structlog
+
+from daemons.gateway.admission.queue import Admission, FirstComeByClass
+from daemons.gateway.api.dispatch import Dispatch
+from daemons.gateway.api.inference import Inference, Stages
+from daemons.gateway.api.info import Info
+from daemons.gateway.api.server import GatewayServer
+from daemons.gateway.errors import ErrorCode
+from daemons.gateway.metrics import Metrics, PoolCollector, register
+from daemons.gateway.pool.engine import Engine
+from daemons.gateway.pool.pick import LeastInFlight
+from daemons.gateway.pool.poller import Poller
+from daemons.gateway.pool.pool import Pool
+from daemons.gateway.relay.attempts import Attempts, RetryBudget
+from daemons.gateway.settings import GatewaySettings
+from daemons.gateway.settle import Settle
+from daemons.gateway.tenants.authenticate import Authenticator
+from daemons.gateway.tenants.keys import KeyFolder, KeyRing
+from daemons.runtime import metrics as runtime_metrics
+from daemons.runtime.control import EngineReport
+from daemons.runtime.lifecycle import Daemon
+from daemons.runtime.sockets import port_of
+
+log = structlog.get_logger()
+
+_KEYS_INTERVAL = 0.5
+_LOOP_LAG = 10.0
+
+
+class Gateway(Daemon):
+    """Serves the API on `http` and the metrics on `metrics`, sockets that are already listening."""
+
+    def __init__(
+        self, settings: GatewaySettings, http: list[socket.socket], metrics: list[socket.socket]
+    ) -> None:
+        self._settings = settings
+        self._http = http
+        self._metrics_sockets = metrics
+        self._background: list[asyncio.Task[None]] = []
+        self._servers: list[asyncio.Server] = []
+        self._exits = contextlib.AsyncExitStack()
+        self._keys = KeyRing()
+        self._folder = KeyFolder(settings.keys, self._keys)
+        self._metrics = Metrics()
+        connect = settings.timeouts.connect
+        self._pool = Pool([Engine(e, connect) for e in settings.engines], LeastInFlight())
+        self._admission = Admission(self._pool, settings.queue, FirstComeByClass)
+        self._inference: Inference | None = None
+        self._server: GatewayServer | None = None
+        self._info: Info | None = None
+
+    async def start(self) -> str:
+        """Begin to serve."""
+        self._folder.refresh()
+        authenticate = Authenticator(self._keys)
+        stages = Stages(
+            authenticate=authenticate,
+            pool=self._pool,
+            admission=self._admission,
+            attempts=Attempts(self._pool, self._metrics, RetryBudget()),
+            settle=Settle(self._metrics, ()),
+            metrics=self._metrics,
+        )
+        self._inference = Inference(self._settings, stages)
+        self._info = Info(self._pool, authenticate, self._settings.ready_wait)
+        dispatch = Dispatch(self._inference, self._info, self._metrics)
+        self._server = GatewayServer(dispatch, self._settings.limits, self._settings.timeouts)
+        for engine in self._pool.engines:
+            poller = Poller(engine, self._engine_changed)
+            self._background.append(asyncio.create_task(poller.run()))
+        self._background.append(asyncio.create_task(self._watch_keys()))
+        self._background.append(asyncio.create_task(self._sweep()))
+        registry = runtime_metrics.new_registry()
+        register(registry, self._metrics, PoolCollector(self._pool, self._admission))
+        render = runtime_metrics.render_registry(registry)
+        for sock in self._metrics_sockets:
+            serving = runtime_metrics.serve_metrics("LLM gateway", render, sock)
+            await self._exits.enter_async_context(serving)
+        loop = asyncio.get_running_loop()
+        for sock in self._http:
+            self._servers.append(await loop.create_server(self._server, sock=sock, backlog=4096))
+        return f"serving on port {', '.join(str(port_of(s)) for s in self._http)}"
+
+    async def stop(self) -> None:
+        """Take no new connection, let what is in flight finish, close everything."""
+        for server in self._servers:
+            server.close()
+        if self._inference is not None:
+            await self._drain(self._inference)
+        if self._server is not None:
+            await self._server.shutdown(1.0)
+        await self._exits.aclose()
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        for engine in self._pool.engines:
+            engine.dialer.close()
+
+    async def _drain(self, inference: Inference) -> None:
+        inference.draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.timeouts.drain):
+                await inference.idle.wait()
+        for exchange in list(inference.active):
+            if exchange.relay is not None:
+                exchange.relay.fail(ErrorCode.SHUTTING_DOWN, "")
+        await asyncio.sleep(0)
+
+    def _engine_changed(self, engine: Engine, before: EngineReport) -> None:
+        report = engine.report
+        if report.state != before.state:
+            log.info(
+                "engine", engine=engine.name, state=report.state, reason=report.reason, phase=report.phase
+            )
+        if self._info is not None:
+            self._info.engines_changed()
+        now = asyncio.get_running_loop().time()
+        for model in engine.settings.models:
+            self._admission.pump(model, now)
+
+    async def _watch_keys(self) -> None:
+        while True:
+            await asyncio.sleep(_KEYS_INTERVAL)
+            self._folder.refresh()
+
+    async def _sweep(self) -> None:
+        """End what takes too long; runs often enough for the shortest timeout."""
+        loop = asyncio.get_running_loop()
+        t = self._settings.timeouts
+        shortest = min(t.between_chunks, t.stalled_reader, t.keep_alive, t.total)
+        interval = min(1.0, max(0.02, shortest / 4))
+        while True:
+            await asyncio.sleep(interval)
+            now = loop.time()
+            if self._server is not None:
+                self._server.drop_stalled(now)
+            for engine in self._pool.engines:
+                for relay in list(engine.relays):
+                    relay.check(now)

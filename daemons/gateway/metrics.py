@@ -1,0 +1,183 @@
+"""What the gateway counts, cheap enough for the token path, and how Prometheus sees it.
+
+Label values come from configuration only; what is not configured is ``other``.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from daemons.gateway.admission.queue import Admission
+from daemons.gateway.pool.pool import Pool
+from daemons.runtime.control import EngineState
+
+OTHER = "other"
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Histogram:
+    """Counts by upper bound; `observe` costs one bisection."""
+
+    __slots__ = ("_bounds", "_counts", "_total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count `value`."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative counts, as Prometheus wants them."""
+        names = [*map(repr, self._bounds), "+Inf"]
+        return list(zip(names, accumulate(self._counts), strict=True))
+
+    @property
+    def total(self) -> float:
+        """Sum of the values."""
+        return self._total
+
+
+class Series:
+    """The histograms of one model, endpoint and class; the `Observer` of its relays."""
+
+    __slots__ = ("duration", "engine_ttft", "in_flight", "inter_token", "overhead", "queue", "ttft")
+
+    def __init__(self) -> None:
+        self.ttft = Histogram(SECONDS)
+        self.queue = Histogram(SECONDS)
+        self.engine_ttft = Histogram(SECONDS)
+        self.overhead = Histogram(SHORT)
+        self.inter_token = Histogram(SHORT)
+        self.duration = Histogram(SECONDS)
+        self.in_flight = 0
+
+    def first(self, seconds: float) -> None:
+        """The engine's part of the time to first token."""
+        self.engine_ttft.observe(seconds)
+
+    def gap(self, seconds: float) -> None:
+        """Time between two pieces of an answer."""
+        self.inter_token.observe(seconds)
+
+
+class Counter(dict[tuple[str, ...], float]):
+    """A counter by label values."""
+
+    def add(self, *labels: str, by: float = 1) -> None:
+        """Count."""
+        self[labels] = self.get(labels, 0) + by
+
+
+_COUNTERS = {
+    "requests": ("Requests by how they ended", ("model", "endpoint", "class", "outcome")),
+    "http_responses": ("Responses by HTTP status", ("status",)),
+    "auth_failures": ("Requests without a valid key", ("reason",)),
+    "rate_limited": ("Requests over a limit", ("key", "reason")),
+    "tokens": ("Tokens as counted by the engines", ("key", "model", "kind")),
+    "request_bytes": ("Bytes of request bodies", ("model",)),
+    "response_bytes": ("Bytes of answers", ("model",)),
+    "retries": ("Requests sent again to an engine", ("model", "reason")),
+    "uncertain_usage": ("Answers whose tokens the engine did not count, and were estimated", ("model",)),
+}
+
+_HISTOGRAMS = {
+    "ttft": ("time_to_first_token_seconds", "From the request's arrival to the first piece of its answer"),
+    "queue": ("queue_seconds", "Waiting for a place at an engine; part of the time to first token"),
+    "engine_ttft": ("engine_first_token_seconds", "The engine's part of the time to first token"),
+    "overhead": ("overhead_seconds", "The gateway's own part of the time to first token"),
+    "inter_token": ("inter_token_seconds", "Between two pieces of a streamed answer"),
+    "duration": ("request_seconds", "From a request's arrival to the end of its answer"),
+}
+
+
+class Metrics(Collector):
+    """Everything the gateway counts."""
+
+    def __init__(self) -> None:
+        self.requests = Counter()
+        self.http_responses = Counter()
+        self.auth_failures = Counter()
+        self.rate_limited = Counter()
+        self.tokens = Counter()
+        self.request_bytes = Counter()
+        self.response_bytes = Counter()
+        self.retries = Counter()
+        self.uncertain_usage = Counter()
+        self._series: dict[tuple[str, str, str], Series] = {}
+
+    def series(self, model: str, endpoint: str, priority: str) -> Series:
+        """The histograms of this model, endpoint and class."""
+        labels = (model, endpoint, priority)
+        series = self._series.get(labels)
+        if series is None:
+            series = self._series[labels] = Series()
+        return series
+
+    def collect(self) -> Iterable[Metric]:
+        """Every family."""
+        for name, (text, labels) in _COUNTERS.items():
+            counter = CounterMetricFamily(f"llm_gateway_{name}", text, labels=labels)
+            for values, value in getattr(self, name).items():
+                counter.add_metric(values, value)
+            yield counter
+        for attribute, (name, text) in _HISTOGRAMS.items():
+            yield self._histogram(attribute, name, text)
+        in_flight = GaugeMetricFamily(
+            "llm_gateway_requests_in_flight", "Requests being served", labels=("model", "endpoint", "class")
+        )
+        for values, series in self._series.items():
+            in_flight.add_metric(values, series.in_flight)
+        yield in_flight
+
+    def _histogram(self, attribute: str, name: str, text: str) -> Metric:
+        family = HistogramMetricFamily(f"llm_gateway_{name}", text, labels=("model", "endpoint", "class"))
+        for values, series in self._series.items():
+            histogram: Histogram = getattr(series, attribute)
+            family.add_metric(values, histogram.buckets(), histogram.total)
+        return family
+
+
+class PoolCollector(Collector):
+    """The engines and the queue, as they are when they are asked for."""
+
+    def __init__(self, pool: Pool, admission: Admission) -> None:
+        self._pool = pool
+        self._admission = admission
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family."""
+        state = GaugeMetricFamily(
+            "llm_gateway_engine_state", "1 for the state an engine is in", labels=("engine", "state")
+        )
+        flight = GaugeMetricFamily(
+            "llm_gateway_engine_in_flight", "Requests that hold a place at an engine", labels=("engine",)
+        )
+        for engine in self._pool.engines:
+            flight.add_metric((engine.name,), engine.in_flight)
+            for possible in EngineState:
+                state.add_metric((engine.name, possible.value), float(engine.state is possible))
+        yield from (state, flight)
+        depth = GaugeMetricFamily(
+            "llm_gateway_queue_depth", "Requests waiting for a place", labels=("model", "class")
+        )
+        for model in self._pool.models:
+            for priority, waiting in self._admission.waiting(model).items():
+                depth.add_metric((model, priority), waiting)
+        yield depth
+
+
+def register(registry: CollectorRegistry, *collectors: Collector) -> None:
+    """Make `registry` show `collectors`."""
+    for collector in collectors:
+        registry.register(collector)

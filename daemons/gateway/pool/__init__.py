@@ -1,0 +1,1 @@
+"""The engines: state, health, choice, connections."""

@@ -1,0 +1,1 @@
+"""The token path: bytes from an engine to a client."""

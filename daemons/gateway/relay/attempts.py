@@ -1,0 +1,121 @@
+"""Sending a request to an engine, and once more to another where that can still help."""
+
+import asyncio
+
+from daemons.gateway.errors import ErrorCode
+from daemons.gateway.exchange import Exchange
+from daemons.gateway.metrics import Metrics
+from daemons.gateway.pool.engine import Engine
+from daemons.gateway.pool.pick import Asked
+from daemons.gateway.pool.pool import Pool
+from daemons.gateway.relay.relay import Relay
+
+_RETRYABLE = frozenset({ErrorCode.ENGINE_UNREACHABLE, ErrorCode.ENGINE_LOST, ErrorCode.ENGINE_BUSY})
+
+
+class RetryBudget:
+    """Allows retries for at most a tenth of the requests, so that a failing pool is not asked twice as much.
+
+    Args:
+        share: of the requests.
+        burst: retries that may come at once.
+    """
+
+    def __init__(self, share: float = 0.1, burst: float = 10.0) -> None:
+        self._share = share
+        self._burst = burst
+        self._left = burst
+
+    def request(self) -> None:
+        """A request came."""
+        if self._left < self._burst:
+            self._left = min(self._burst, self._left + self._share)
+
+    def take(self) -> bool:
+        """Whether a retry is allowed, which it then uses up."""
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
+
+
+class Attempts:
+    """Carries a request to an engine and its answer to the relay."""
+
+    def __init__(self, pool: Pool, metrics: Metrics, budget: RetryBudget) -> None:
+        self._pool = pool
+        self._metrics = metrics
+        self._budget = budget
+
+    async def run(
+        self, exchange: Exchange, relay: Relay, asked: Asked, request_head: bytes
+    ) -> ErrorCode | None:
+        """Bring `asked` to `exchange.engine`, or to another one; how it failed, None when it went well.
+
+        `request_head` is everything between the engine's path prefix and its own header lines. Moves
+        `exchange.engine` and the place it holds when another engine takes over.
+        """
+        self._budget.request()
+        loop = asyncio.get_running_loop()
+        tried: list[Engine] = []
+        while True:
+            engine = exchange.engine
+            assert engine is not None  # noqa: S101 - the caller admitted it
+            failure = await self._attempt(engine, relay, asked, request_head, loop)
+            if failure not in _RETRYABLE or relay.answered:
+                return failure
+            tried.append(engine)
+            other = None
+            if len(tried) == 1:
+                other = self._pool.pick(asked, loop.time(), without=tried)
+            if other is None or not self._budget.take():
+                return failure
+            exchange.retries += 1
+            self._metrics.retries.add(exchange.model_label, failure.value)
+            engine.in_flight -= 1
+            other.in_flight += 1
+            exchange.engine = other
+
+    async def _attempt(
+        self, engine: Engine, relay: Relay, asked: Asked, request_head: bytes, loop: asyncio.AbstractEventLoop
+    ) -> ErrorCode | None:
+        request = b"POST %b%b%bContent-Length: %d\r\n\r\n%b" % (
+            engine.prefix,
+            request_head,
+            engine.headers,
+            len(asked.body),
+            asked.body,
+        )
+        connection = engine.dialer.take(loop.time())
+        while True:
+            if connection is None:
+                try:
+                    connection = await engine.dialer.open()
+                except OSError as error:
+                    engine.failed(loop.time())
+                    relay.failure, relay.detail = ErrorCode.ENGINE_UNREACHABLE, str(error) or "timed out"
+                    return relay.failure
+            reused = connection.used > 0
+            engine.relays.add(relay)
+            try:
+                await relay.begin(connection, request)
+            finally:
+                engine.relays.discard(relay)
+            if reused and relay.failure is ErrorCode.ENGINE_LOST and relay.head is None:
+                # The engine closed an idle connection while the request was on its way.
+                connection = None
+                continue
+            return self._judge(engine, relay, loop.time())
+
+    def _judge(self, engine: Engine, relay: Relay, now: float) -> ErrorCode | None:
+        head = relay.head
+        if relay.failure is not None:
+            if relay.failure in _RETRYABLE:
+                engine.failed(now)
+            return relay.failure
+        engine.worked()
+        if head is not None and head.status == 503:
+            relay.failure = ErrorCode.ENGINE_BUSY
+        elif head is not None and head.status >= 500:
+            relay.failure = ErrorCode.ENGINE_ERROR
+        return relay.failure

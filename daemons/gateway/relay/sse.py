@@ -1,0 +1,239 @@
+"""Server-sent events between an engine and a client: usage is read and removed, failure and end are noticed.
+
+A filter takes the decoded body in pieces of any size and gives back what the client gets. It works on whole
+events; what it does not remove passes byte for byte. An answer that is not `complete` when the body ends was
+cut short.
+"""
+
+import re
+
+import msgspec
+
+from daemons.gateway.relay.http1 import ProtocolError
+
+MAX_EVENT = 16 * 1024 * 1024
+"""Bytes of one event; logprobs over a large vocabulary come near a megabyte."""
+
+# Quotes inside JSON strings are escaped, so that these bytes can only be a key of the event itself.
+_USAGE_KEY = b',"usage":{'
+_USAGE = re.compile(rb',"usage":(\{(?:[^{}]|\{[^{}]*\})*\})')
+_EMPTY_CHOICES = b'"choices":[]'
+
+
+class TokenCounts(msgspec.Struct, frozen=True):
+    """Tokens of a request as the engine counted them."""
+
+    prompt: int = 0
+    cached: int = 0
+    """Of the prompt, those found in the prefix cache."""
+    completion: int = 0
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+
+
+_decode_usage = msgspec.json.Decoder(_Usage).decode
+
+
+def read_usage(raw: bytes) -> TokenCounts | None:
+    """The counts in a ``usage`` object of any of the APIs; None when it is none.
+
+    Anthropic counts cached tokens beside ``input_tokens``, the OpenAI APIs within the prompt's.
+    """
+    try:
+        usage = _decode_usage(raw)
+    except msgspec.MsgspecError:
+        return None
+    details = usage.prompt_tokens_details or usage.input_tokens_details
+    cached = (details.cached_tokens if details else None) or 0
+    prompt = usage.prompt_tokens or usage.input_tokens or 0
+    if usage.cache_read_input_tokens:
+        cached = usage.cache_read_input_tokens
+        prompt += cached
+    return TokenCounts(prompt, cached, usage.completion_tokens or usage.output_tokens or 0)
+
+
+class EventFilter:
+    """Splits a stream into events; subclasses say what becomes of each.
+
+    Attributes:
+        events: content events so far.
+        complete: the engine ended its answer as the API prescribes.
+        error: the engine's own error event, as received.
+    """
+
+    __slots__ = ("_rest", "complete", "error", "events")
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self.events = 0
+        self.complete = False
+        self.error: bytes | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """What the client gets of `data`.
+
+        Raises:
+            ProtocolError: an event is larger than `MAX_EVENT`.
+        """
+        if not self._rest and data.find(b"\n\n") == len(data) - 2:
+            return self._event(data)
+        return self._split(data)
+
+    def _split(self, data: bytes) -> bytes:
+        events = (self._rest + data).split(b"\n\n")
+        self._rest = events.pop()
+        if len(self._rest) > MAX_EVENT:
+            raise ProtocolError("oversized event")
+        return b"".join([self._event(event + b"\n\n") for event in events])
+
+    def _event(self, event: bytes) -> bytes:
+        raise NotImplementedError
+
+    def usage(self) -> TokenCounts | None:
+        """The latest counts the engine gave."""
+        raise NotImplementedError
+
+
+class OpenAIFilter(EventFilter):
+    """Chat completions and completions of vLLM, asked for usage in every event.
+
+    Args:
+        keep_final: the client asked for ``include_usage``, and gets the last, choiceless event.
+        keep_all: the client also asked for ``continuous_usage_stats``.
+    """
+
+    __slots__ = ("_keep_all", "_keep_final", "_usage")
+
+    def __init__(self, *, keep_final: bool, keep_all: bool) -> None:
+        super().__init__()
+        self._keep_final = keep_final
+        self._keep_all = keep_all
+        self._usage = b""
+
+    def _event(self, event: bytes) -> bytes:
+        at = event.rfind(_USAGE_KEY)
+        if at > 0:
+            return self._with_usage(event, at)
+        if event.startswith(b"data: [DONE]"):
+            # vLLM says it after an error too; the client must not take that for an end.
+            self.complete = self.error is None
+            return event if self.complete else b""
+        if event.startswith(b'data: {"error"'):
+            self.error = event
+            return b""
+        if not event.startswith(b":"):
+            self.events += 1
+        return event
+
+    def _with_usage(self, event: bytes, at: int) -> bytes:
+        self.events += 1
+        if event.endswith(b"}}\n\n"):
+            self._usage = event[at + 9 : -3]
+            end = len(event) - 3
+        else:
+            match = _USAGE.match(event, at)
+            if match is None:
+                return event
+            self._usage, end = match.group(1), match.end()
+        if _EMPTY_CHOICES in event[:at]:
+            return event if self._keep_final else b""
+        return event if self._keep_all else event[:at] + event[end:]
+
+    def usage(self) -> TokenCounts | None:
+        """The latest counts the engine gave."""
+        return read_usage(self._usage) if self._usage else None
+
+
+class NamedFilter(EventFilter):
+    """APIs with named events and no ``[DONE]``: responses and Anthropic messages.
+
+    Args:
+        ends: names of the events that end an answer.
+        content: start of the names of events that carry a piece of the answer.
+    """
+
+    __slots__ = ("_content", "_ends", "_usages")
+
+    def __init__(self, *, ends: frozenset[bytes], content: tuple[bytes, ...]) -> None:
+        super().__init__()
+        self._ends = ends
+        self._content = content
+        self._usages: list[bytes] = []
+
+    def _event(self, event: bytes) -> bytes:
+        name = event[7 : event.find(b"\n")].strip() if event.startswith(b"event: ") else b""
+        if name == b"error" or event.startswith((b'data: {"error"', b'data: {"type":"error"')):
+            self.error = event
+            return b""
+        if name.startswith(self._content):
+            self.events += 1
+        elif b'"usage":{' in event:
+            self._usages = [found.group(1) for found in _ANY_USAGE.finditer(event)][-1:] or self._usages
+        if name in self._ends:
+            self.complete = self.error is None
+        return event
+
+    def usage(self) -> TokenCounts | None:
+        """The latest counts the engine gave; for an answer cut short, one token for every piece of it."""
+        latest = read_usage(self._usages[-1]) if self._usages else None
+        if self.complete or latest is None:
+            return latest
+        return TokenCounts(latest.prompt, latest.cached, max(latest.completion, self.events))
+
+
+_ANY_USAGE = re.compile(rb'"usage":(\{(?:[^{}]|\{[^{}]*\})*\})')
+
+
+def responses_filter() -> NamedFilter:
+    """A filter for ``/v1/responses``."""
+    return NamedFilter(
+        ends=frozenset({b"response.completed", b"response.incomplete", b"response.failed"}),
+        content=(
+            b"response.output_text.delta",
+            b"response.reasoning_text.delta",
+            b"response.function_call_arguments.delta",
+        ),
+    )
+
+
+def messages_filter() -> NamedFilter:
+    """A filter for ``/v1/messages``."""
+    return NamedFilter(ends=frozenset({b"message_stop"}), content=(b"content_block_delta",))
+
+
+class UsageScan:
+    """Finds the last ``usage`` object of a JSON body that passes by in pieces."""
+
+    __slots__ = ("_raw", "_tail")
+
+    _OVERLAP = 1024
+
+    def __init__(self) -> None:
+        self._tail = b""
+        self._raw = b""
+
+    def feed(self, data: bytes) -> None:
+        """Look at the next piece."""
+        window = self._tail + data if self._tail else data
+        at = window.rfind(b'"usage":{')
+        if at >= 0:
+            match = _ANY_USAGE.match(window, at)
+            if match is not None:
+                self._raw = match.group(1)
+        self._tail = window[-self._OVERLAP :]
+
+    def usage(self) -> TokenCounts | None:
+        """The counts found."""
+        return read_usage(self._raw) if self._raw else None

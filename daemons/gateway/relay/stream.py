@@ -1,0 +1,121 @@
+"""A streamed answer on its way: events filtered and forwarded as they come, a failure told as an event."""
+
+import asyncio
+from collections.abc import Callable
+
+from daemons.gateway.errors import ErrorCode
+from daemons.gateway.relay.http1 import ProtocolError, ResponseHead
+from daemons.gateway.relay.relay import Client, Observer, Patience, Relay
+from daemons.gateway.relay.sse import EventFilter, TokenCounts
+
+ErrorEvent = Callable[[ErrorCode], bytes]
+"""Makes the event that tells a stream's reader of a failure, in the API's own form."""
+
+_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache\r\n"
+    b"X-Accel-Buffering: no\r\n%b%b\r\n"
+)
+_COMMENT = b": keep-alive\n\n"
+
+
+class StreamRelay(Relay):
+    """A `Relay` for server-sent events.
+
+    The response head waits for the first event, or for the first keep-alive comment: until then a failure
+    keeps its status code, and after a comment another engine may still take over.
+    """
+
+    __slots__ = ("_error_event", "_filter", "_make_filter", "_written_at")
+
+    def __init__(
+        self,
+        client: Client,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        fields: bytes,
+        patience: Patience,
+        observer: Observer,
+        events: Callable[[], EventFilter],
+        error_event: ErrorEvent,
+        chunked: bool,
+    ) -> None:
+        """As `Relay`; `events` makes a fresh filter for each attempt."""
+        super().__init__(client, loop, fields=fields, patience=patience, observer=observer, chunked=chunked)
+        self._make_filter = events
+        self._filter = events()
+        self._error_event = error_event
+        self._written_at = self._started
+
+    def usage(self) -> TokenCounts | None:
+        return self._filter.usage()
+
+    def check(self, now: float) -> None:
+        super().check(now)
+        if self._connection is None or self.first_at or self.paused:
+            return
+        if now - self._written_at >= self._patience.keep_alive:
+            self._send(_COMMENT, now)
+
+    def response_began(self, head: ResponseHead) -> None:
+        super().response_began(head)
+        self._filter = self._make_filter()
+        if not self._refused and not head.content_type.startswith(b"text/event-stream"):
+            self.fail(
+                ErrorCode.ENGINE_PROTOCOL_ERROR, "the engine answers a streaming request without a stream"
+            )
+
+    def body_received(self, data: bytes) -> None:
+        if self._refused:
+            super().body_received(data)
+            return
+        events = self._filter
+        before = events.events
+        try:
+            out = events.feed(data)
+        except ProtocolError as error:
+            self.fail(ErrorCode.ENGINE_PROTOCOL_ERROR, str(error))
+            return
+        now = self._loop.time()
+        if events.events != before:
+            # Only events are progress: vLLM's comments go on while its engine hangs.
+            if self.first_at:
+                self._observer.gap(now - self.last_at)
+            else:
+                self.first_at = now
+                self._observer.first(now - self.sent_at)
+            self.last_at = now
+        if out and (self.first_at or events.complete):
+            self.answered = True
+            self._send(out, now)
+        if events.error is not None:
+            self.fail(ErrorCode.ENGINE_ERROR, events.error[:2000].decode(errors="replace"))
+
+    def response_ended(self) -> None:
+        if self._refused:
+            super().response_ended()
+        elif self._filter.complete:
+            self._connection = None
+            self._write_end()
+            self._conclude()
+        else:
+            self._failed(ErrorCode.ENGINE_LOST, "the engine ended the stream before the answer was complete")
+
+    def _failed(self, code: ErrorCode, detail: str) -> None:
+        self._connection = None
+        self.failure, self.detail = code, detail
+        if self.answered:
+            self.close_with(code)
+        self._conclude()
+
+    def close_with(self, code: ErrorCode) -> None:
+        """End an opened stream with an error: it never looks complete, and its body ends cleanly."""
+        self._send(self._error_event(code), self._loop.time())
+        self._write_end()
+
+    def _send(self, data: bytes, now: float) -> None:
+        self._written_at = now
+        if not self.opened:
+            self.opened = True
+            framing = b"Transfer-Encoding: chunked\r\n" if self._chunked else b""
+            self._write(_HEAD % (framing, self._fields))
+        self._write_piece(data)

@@ -1,0 +1,142 @@
+"""A connection to an engine: one request at a time, its answer handed on as it arrives."""
+
+import asyncio
+from typing import Protocol, cast
+
+from daemons.gateway.relay.http1 import (
+    MAX_HEAD,
+    ChunkedBody,
+    LengthBody,
+    ProtocolError,
+    ResponseHead,
+    parse_head,
+)
+
+
+class Sink(Protocol):
+    """What an answer is handed to; the methods are called from the event loop and must not raise."""
+
+    def response_began(self, head: ResponseHead) -> None:
+        """The head has arrived."""
+
+    def body_received(self, data: bytes) -> None:
+        """The next piece of the body, its transfer coding removed; never empty."""
+
+    def response_ended(self) -> None:
+        """The body is complete."""
+
+    def response_failed(self, error: Exception) -> None:
+        """The answer will not be completed: `ProtocolError`, or `OSError` when the connection was lost."""
+
+
+class Home(Protocol):
+    """Where a connection goes when its answer is complete."""
+
+    def release(self, connection: "EngineConnection") -> None:
+        """Take back a connection that can carry another request."""
+
+    def forget(self, connection: "EngineConnection") -> None:
+        """The connection is closed."""
+
+
+class EngineConnection(asyncio.Protocol):
+    """A client connection, owned by its `Home` while idle.
+
+    Attributes:
+        transport: the transport, set once connected.
+        used: answers completed on this connection.
+        idle_since: loop time since which it is idle.
+    """
+
+    __slots__ = ("_body", "_head", "_home", "_keep_alive", "_sink", "idle_since", "transport", "used")
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._sink: Sink | None = None
+        self._head = b""
+        self._body: LengthBody | ChunkedBody | None = None
+        self._keep_alive = True
+        self.transport: asyncio.Transport
+        self.used = 0
+        self.idle_since = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._home.forget(self)
+        self._fail(exc or ConnectionResetError("the engine closed the connection"))
+
+    def send(self, request: bytes, sink: Sink) -> None:
+        """Send `request`, whole, and hand its answer to `sink`."""
+        self._sink = sink
+        self.transport.write(request)
+
+    def abort(self) -> None:
+        """Drop the connection; the engine takes that as the end of the request. The sink hears no more."""
+        self._sink = None
+        self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        sink = self._sink
+        if sink is None:
+            # Nothing was asked: whatever this is, it must not become somebody's answer.
+            self.transport.abort()
+            return
+        try:
+            body = self._body
+            if body is None:
+                self._receive_head(data, sink)
+                return
+            payload = body.feed(data)
+        except ProtocolError as error:
+            self._fail(error)
+            return
+        if payload:
+            sink.body_received(payload)
+        if body.done:
+            self._finish()
+
+    def _receive_head(self, data: bytes, sink: Sink) -> None:
+        data = self._head + data
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            if len(data) > MAX_HEAD:
+                raise ProtocolError("oversized response head")
+            self._head = data
+            return
+        head = parse_head(data[:end])
+        self._head = b""
+        rest = data[end + 4 :]
+        if head.status < 200:
+            if head.status == 101:
+                raise ProtocolError("the engine switches protocols unasked")
+            if rest:
+                self._receive_head(rest, sink)
+            return
+        self._keep_alive = head.keep_alive
+        body = ChunkedBody() if head.length is None else LengthBody(head.length)
+        self._body = body
+        payload = body.feed(rest) if rest else b""
+        sink.response_began(head)
+        if payload and self._sink is not None:
+            sink.body_received(payload)
+        if body.done:
+            self._finish()
+
+    def _finish(self) -> None:
+        sink, self._sink, self._body = self._sink, None, None
+        if sink is None:
+            return
+        self.used += 1
+        if self._keep_alive:
+            self._home.release(self)
+        else:
+            self.transport.close()
+        sink.response_ended()
+
+    def _fail(self, error: Exception) -> None:
+        sink, self._sink = self._sink, None
+        self.transport.abort()
+        if sink is not None:
+            sink.response_failed(error)

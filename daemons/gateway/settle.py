@@ -1,0 +1,100 @@
+"""The end of every request, whichever way it took: counted, logged, billed."""
+
+from typing import Protocol
+
+import structlog
+
+from daemons.gateway.errors import ErrorCode, status_of
+from daemons.gateway.exchange import Exchange
+from daemons.gateway.metrics import Metrics
+from daemons.gateway.relay.sse import TokenCounts
+
+log = structlog.get_logger()
+
+
+class Bill(Protocol):
+    """Takes note of what a request used; never waits and never raises."""
+
+    def __call__(self, exchange: Exchange, counts: TokenCounts, outcome: str) -> None: ...
+
+
+class Settle:
+    """Called exactly once for every request that was authenticated."""
+
+    def __init__(self, metrics: Metrics, bills: tuple[Bill, ...]) -> None:
+        self._metrics = metrics
+        self._bills = bills
+
+    def __call__(self, exchange: Exchange, failure: ErrorCode | None, now: float, detail: str = "") -> None:
+        """End `exchange` at loop time `now`; `failure` is None when it went well."""
+        outcome = failure.value if failure else "ok"
+        counts = self._counts(exchange)
+        self._count(exchange, counts, outcome, now)
+        for bill in self._bills:
+            bill(exchange, counts, outcome)
+        relay = exchange.relay
+        status = exchange.status or (status_of(failure) if failure else 200)
+        exchange.status = status
+        self._metrics.http_responses.add(str(status))
+        log.info(
+            "request",
+            request_id=exchange.request_id,
+            key=exchange.tenant.alias,
+            model=exchange.model,
+            endpoint=exchange.endpoint,
+            priority=exchange.tenant.priority,
+            stream=exchange.stream,
+            outcome=outcome,
+            status=status,
+            engine=exchange.engine.name if exchange.engine else None,
+            prompt_tokens=counts.prompt,
+            cached_tokens=counts.cached,
+            completion_tokens=counts.completion,
+            queue_ms=_ms(exchange.queued_seconds),
+            ttft_ms=_ms(relay.first_at - exchange.arrived) if relay and relay.first_at else None,
+            duration_ms=_ms(now - exchange.arrived),
+            bytes_in=exchange.bytes_in,
+            bytes_out=relay.bytes_out if relay else 0,
+            retries=exchange.retries,
+            **({"detail": detail} if detail else {}),
+        )
+
+    def _counts(self, exchange: Exchange) -> TokenCounts:
+        relay = exchange.relay
+        if relay is None or relay.head is None or relay.head.status != 200:
+            return TokenCounts()
+        counts = relay.usage()
+        if counts is None:
+            # The engine worked on it and did not come to say how much.
+            self._metrics.uncertain_usage.add(exchange.model_label)
+            return TokenCounts(prompt=exchange.prompt_estimate)
+        return counts
+
+    def _count(self, exchange: Exchange, counts: TokenCounts, outcome: str, now: float) -> None:
+        model, alias = exchange.model_label, exchange.tenant.alias
+        metrics, relay = self._metrics, exchange.relay
+        metrics.requests.add(model, exchange.endpoint, exchange.tenant.priority, outcome)
+        metrics.request_bytes.add(model, by=exchange.bytes_in)
+        if counts.prompt:
+            metrics.tokens.add(alias, model, "prompt", by=counts.prompt)
+        if counts.cached:
+            metrics.tokens.add(alias, model, "cached", by=counts.cached)
+        if counts.completion:
+            metrics.tokens.add(alias, model, "completion", by=counts.completion)
+        series = exchange.series
+        if series is None:
+            return
+        series.in_flight -= 1
+        series.duration.observe(now - exchange.arrived)
+        if relay is not None:
+            metrics.response_bytes.add(model, by=relay.bytes_out)
+            if relay.first_at:
+                ttft = relay.first_at - exchange.arrived
+                series.ttft.observe(ttft)
+                series.queue.observe(exchange.queued_seconds)
+                engine = relay.first_at - relay.sent_at
+                series.overhead.observe(max(0.0, ttft - engine - exchange.queued_seconds))
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 2)

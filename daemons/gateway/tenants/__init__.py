@@ -1,0 +1,1 @@
+"""Who asks: key files, the authenticated tenant, what it may use."""

@@ -1,0 +1,220 @@
+"""Key files: who may use the gateway, with hashed secrets, watched for change.
+
+A change is taken over whole or, where a file is broken, not at all: the last good state of that file stays in
+force and the fault is reported.
+"""
+
+import datetime as dt
+import hmac
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+from pydantic import Field, model_validator
+
+from daemons.gateway.settings import Name, Priority
+from daemons.runtime import settings
+from daemons.runtime.settings import ConfigError, Fault, Settings
+
+log = structlog.get_logger()
+
+Hash = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class SecretSettings(Settings):
+    """A secret that ends."""
+
+    hash: Hash
+    """``sha256:`` and the hexadecimal SHA-256 of the key."""
+    expires: dt.datetime | None = None
+    """When it ceases to work."""
+
+
+class KeyLimits(Settings):
+    """What a key may use."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    concurrency: int | None = Field(default=None, ge=1)
+    tokens_per_day: int | None = Field(default=None, ge=1)
+    tokens_per_month: int | None = Field(default=None, ge=1)
+
+
+class KeySettings(Settings):
+    """``keys.d/NAME.yaml``."""
+
+    name: Name
+    """The key's alias in logs, metrics and the ledger."""
+    secrets: list[Hash | SecretSettings] = Field(min_length=1)
+    """Hashed secrets; two are live during a rotation."""
+    models: tuple[str, ...] = ("*",)
+    """Models it may use; ``*`` is all."""
+    priority: Priority = Field(default="default", alias="class")
+    """interactive, default or batch."""
+    limits: KeyLimits = KeyLimits()
+    expires: dt.datetime | None = None
+    """When the key as a whole ceases to work."""
+    disabled: bool = False
+    networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    """Networks it may be used from; none named means all."""
+    cache_group: Name | None = None
+    """Keys of one group share the engines' prefix caches; by default each key has its own."""
+
+    @model_validator(mode="after")
+    def _aware(self) -> "KeySettings":
+        dates = [self.expires, *(s.expires for s in self.secrets if isinstance(s, SecretSettings))]
+        if any(date is not None and date.tzinfo is None for date in dates):
+            raise ValueError("expires: expected a time with its zone, as in 2027-01-31T00:00:00Z")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """An authenticated key.
+
+    Attributes:
+        alias: its name.
+        priority: its class.
+        models: models it may use; None is all.
+        networks: networks it may come from; empty is all.
+        limits: what it may use.
+        expires: POSIX time at which it ceases to work; None is never.
+        cache_group: name under which its prefix cache is kept.
+    """
+
+    alias: str
+    priority: Priority
+    models: frozenset[str] | None
+    networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+    limits: KeyLimits
+    expires: float | None
+    cache_group: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Secret:
+    digest: bytes
+    expires: float | None
+    tenant: Tenant
+
+
+_NOBODY = sha256(b"").digest()
+
+
+class KeyRing:
+    """The keys in force, by the digest of their secrets."""
+
+    def __init__(self) -> None:
+        self._secrets: dict[bytes, _Secret] = {}
+        self.aliases: frozenset[str] = frozenset()
+
+    def replace(self, keys: Iterable[KeySettings]) -> None:
+        """Put `keys` in force."""
+        secrets: dict[bytes, _Secret] = {}
+        aliases = set()
+        for key in keys:
+            aliases.add(key.name)
+            if not key.disabled:
+                secrets.update({secret.digest: secret for secret in _secrets_of(key)})
+        self._secrets, self.aliases = secrets, frozenset(aliases)
+
+    def find(self, presented: bytes, now: float) -> Tenant | None:
+        """The tenant of a presented key at POSIX time `now`; an unknown key costs the same as a known one."""
+        digest = sha256(presented).digest()
+        secret = self._secrets.get(digest)
+        if not hmac.compare_digest(digest, secret.digest if secret else _NOBODY) or secret is None:
+            return None
+        if secret.expires is not None and now >= secret.expires:
+            return None
+        return secret.tenant
+
+
+def _secrets_of(key: KeySettings) -> Iterable[_Secret]:
+    expires = key.expires.timestamp() if key.expires else None
+    tenant = Tenant(
+        alias=key.name,
+        priority=key.priority,
+        models=None if "*" in key.models else frozenset(key.models),
+        networks=key.networks,
+        limits=key.limits,
+        expires=expires,
+        cache_group=key.cache_group or key.name,
+    )
+    for given in key.secrets:
+        secret = given if isinstance(given, SecretSettings) else SecretSettings(hash=given)
+        ends = [e for e in (expires, secret.expires.timestamp() if secret.expires else None) if e is not None]
+        yield _Secret(bytes.fromhex(secret.hash.partition(":")[2]), min(ends, default=None), tenant)
+
+
+class KeyFolder:
+    """Reads ``keys.d`` and notices changes by modification time, which works in every sandbox."""
+
+    def __init__(self, folder: Path, ring: KeyRing) -> None:
+        self._folder = folder
+        self._ring = ring
+        self._good: dict[Path, KeySettings] = {}
+        self._stamps: dict[Path, tuple[int, int, int]] = {}
+
+    def check(self) -> list[KeySettings]:
+        """Every key in the folder.
+
+        Raises:
+            ConfigError: with the faults of every file.
+        """
+        keys, faults = self._read(self._scan())
+        if faults:
+            raise ConfigError(faults)
+        return list(keys.values())
+
+    def refresh(self) -> bool:
+        """Take over what has changed since the last call; whether anything has."""
+        stamps = self._scan()
+        if stamps == self._stamps:
+            return False
+        changed = [path for path, stamp in stamps.items() if self._stamps.get(path) != stamp]
+        self._stamps = stamps
+        keys, faults = self._read(changed)
+        for fault in faults:
+            log.error("key file refused, the last good state stays in force", fault=str(fault))
+        self._good = {path: key for path, key in (self._good | keys).items() if path in stamps}
+        self._ring.replace(self._good.values())
+        log.info("keys in force", keys=len(self._good), folder=str(self._folder))
+        return True
+
+    def _scan(self) -> dict[Path, tuple[int, int, int]]:
+        try:
+            paths = sorted(p for p in self._folder.iterdir() if p.suffix == ".yaml" and p.name[0] != ".")
+        except OSError:
+            # A folder that is being replaced must not lock everybody out.
+            return dict(self._stamps)
+        stamps = {}
+        for path in paths:
+            try:
+                status = path.stat()
+            except OSError:
+                continue
+            stamps[path] = (status.st_mtime_ns, status.st_size, status.st_ino)
+        return stamps
+
+    def _read(self, paths: Iterable[Path]) -> tuple[dict[Path, KeySettings], list[Fault]]:
+        keys: dict[Path, KeySettings] = {}
+        faults: list[Fault] = []
+        for path in paths:
+            try:
+                key = settings.load(path, KeySettings)
+            except ConfigError as error:
+                faults.extend(error.faults)
+                continue
+            others = {**self._good, **keys}
+            taken = next(
+                (p for p, k in others.items() if k.name == key.name and p != path and p.exists()), None
+            )
+            if taken is not None:
+                faults.append(Fault(path, "name", f"{key.name!r} is already the name in {taken.name}"))
+                continue
+            keys[path] = key
+        return keys, faults
