@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from daemons.gpu_exporter import kernel_log
 from daemons.gpu_exporter.page import Page
 from daemons.gpu_exporter.settings import GpuExporterSettings
 from daemons.gpu_exporter.supervisor import Supervisor
@@ -22,6 +23,7 @@ log = structlog.get_logger()
 
 _TICK = 1.0
 _PROCESS_EVERY = 10
+_RESCAN_EVERY = 60
 
 
 class GpuExporter(Daemon):
@@ -57,6 +59,8 @@ class GpuExporter(Daemon):
         await self._cleanup.enter_async_context(serve_metrics("GPU exporter", self._page.render, sock))
         self._supervising = self._in_background(self._supervisor.run())
         self._in_background(self._tick())
+        readers = kernel_log.READERS[self._settings.kernel_log]
+        self._in_background(kernel_log.follow(readers, self._page.kernel_xid, self._page.kernel_log))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.worker_timeout):
                 await self._page.heard.wait()
@@ -97,6 +101,8 @@ class GpuExporter(Daemon):
             if ticks % _PROCESS_EVERY == 0:
                 self._page.refresh_process()
             ticks += 1
+            if self._page.incomplete and ticks % _RESCAN_EVERY == 0:
+                await self._supervisor.rescan()
             await asyncio.sleep(_TICK)
 
 

@@ -53,7 +53,7 @@ class Inventory:
         """Whether every GPU expected or seen before answers."""
         return self.present >= max(self._number or 0, len(self._seen)) and not any(self._unseen())
 
-    def pci_of(self) -> dict[str, GpuStatus]:
+    def by_pci(self) -> dict[str, GpuStatus]:
         """Every GPU seen so far, by PCI address."""
         return {gpu.pci: gpu for gpu in self._seen.values() if gpu.pci}
 

@@ -7,13 +7,12 @@ failed call yields None and is counted; a GPU that is gone raises `GpuGone`; a d
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import pynvml
 
 from daemons.gpu_exporter.snapshot import NvmlState
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 _UNSUPPORTED = frozenset(
@@ -24,6 +23,8 @@ _UNSUPPORTED = frozenset(
         pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
     }
 )
+# The bindings raise "success" where a list of process samples is empty.
+_NOTHING = frozenset({pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_SUCCESS})
 _GPU_GONE = {
     pynvml.NVML_ERROR_GPU_IS_LOST: "lost",
     pynvml.NVML_ERROR_RESET_REQUIRED: "reset_required",
@@ -71,20 +72,22 @@ class Gpu:
     name: str = ""
     errors: list[str] = field(default_factory=list)
 
-    def ask(self, call: Callable[..., T], *args: Any) -> T | None:
-        """``call(handle, *args)``; None when unsupported or failed.
+    def ask(self, call: Callable[..., T], *args: Any, nothing: T | None = None) -> T | None:
+        """``call(handle, *args)``; None when unsupported or failed, `nothing` when there is nothing to tell.
 
         Raises:
             GpuGone: the GPU is lost or must be reset.
             NvmlGone: the driver is gone.
         """
-        return self.attempt(call, self.handle, *args)
+        return self.attempt(call, self.handle, *args, nothing=nothing)
 
-    def attempt(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    def attempt(self, call: Callable[..., T], *args: Any, nothing: T | None = None) -> T | None:
         """Like `ask`, for calls that do not take this GPU's handle."""
         try:
-            return call(*args, **kwargs)
+            return call(*args)
         except pynvml.NVMLError as error:
+            if error.value in _NOTHING:
+                return nothing
             self._failed(error.value)
         except UnicodeDecodeError:
             self.errors.append("not_text")

@@ -9,8 +9,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from daemons.gpu_exporter.families import CONTENT_TYPE, Sample, counter, gauge, render
 from daemons.gpu_exporter.inventory import Inventory
 from daemons.gpu_exporter.settings import GpuExporterSettings
-from daemons.gpu_exporter.snapshot import NvmlState, Snapshot
+from daemons.gpu_exporter.snapshot import NvmlState, Snapshot, XidEvent
 from daemons.gpu_exporter.supervisor import Ending, Events
+from daemons.gpu_exporter.xid_counts import Source, XidCounts
 
 STATE = gauge("gpu_exporter_nvml_state", "Whether NVML answers: 1 for the state that holds, 0 for the others")
 AGE = gauge(
@@ -30,6 +31,7 @@ class Page(Events):
     """Holds the last snapshot and the health of collecting apart from each other, and renders both.
 
     Attributes:
+        xids: the XID errors so far.
         inventory: the GPUs that are there and that should be.
         heard: set once anything is known of NVML.
     """
@@ -42,6 +44,7 @@ class Page(Events):
     ) -> None:
         self._clock = clock
         self._registry = registry
+        self.xids = XidCounts()
         self._endings = dict.fromkeys(Ending, 0)
         self._stuck = 0
         self._snapshot: Snapshot | None = None
@@ -54,12 +57,15 @@ class Page(Events):
     def apply(self, settings: GpuExporterSettings) -> None:
         """Take over new settings; GPUs seen before are forgotten."""
         self._stale_after = settings.stale_after
+        self._dcgm_names = settings.dcgm_names
         self.inventory = Inventory(settings.expected_gpus)
         self._refresh()
 
     def snapshot(self, snapshot: Snapshot) -> None:
         self._state, self._detail = snapshot.state, snapshot.detail
         self.heard.set()
+        self.xids.add(Source.NVML, snapshot.xids)
+        self.xids.active(Source.NVML, snapshot.xid_events)
         if snapshot.state is NvmlState.OK:
             self._snapshot = snapshot
             self.inventory.update(snapshot.gpus)
@@ -71,6 +77,7 @@ class Page(Events):
     def absent(self, state: NvmlState, detail: str) -> None:
         self._state, self._detail = state, detail
         self.heard.set()
+        self.xids.active(Source.NVML, False)
         if state is NvmlState.RELEASED:
             self._snapshot = None
         self._refresh()
@@ -82,6 +89,21 @@ class Page(Events):
     def abandoned(self, number: int) -> None:
         self._stuck = number
         self._refresh()
+
+    def kernel_xid(self, event: XidEvent) -> None:
+        """The kernel's log tells of an XID error."""
+        self.xids.add(Source.KERNEL, [event])
+        self._refresh()
+
+    def kernel_log(self, active: bool) -> None:
+        """Whether the kernel's log is being read."""
+        self.xids.active(Source.KERNEL, active)
+        self._refresh()
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether NVML answers but a GPU that should be there does not."""
+        return self._state is NvmlState.OK and not self.inventory.complete
 
     def status(self) -> str:
         """One line for ``systemctl status``."""
@@ -122,3 +144,6 @@ class Page(Events):
         yield from (WORKERS(number, ("reason", ending)) for ending, number in self._endings.items())
         yield STUCK(self._stuck)
         yield from self.inventory.expected()
+        yield from self.xids.samples(self.inventory.by_pci())
+        if self._dcgm_names:
+            yield from self.xids.dcgm_samples(self.inventory.by_pci())

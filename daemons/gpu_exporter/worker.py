@@ -16,6 +16,7 @@ import time
 import msgspec
 
 from daemons.gpu_exporter import collectors
+from daemons.gpu_exporter.cgroup import unit_of_pid
 from daemons.gpu_exporter.collection import Collection
 from daemons.gpu_exporter.nvml import Nvml, NvmlGone, open_nvml
 from daemons.gpu_exporter.snapshot import NvmlState, Snapshot, encode
@@ -68,12 +69,15 @@ class Worker:
         return None
 
     def _collect(self, nvml: Nvml) -> None:
-        collection = Collection(nvml, collectors.standard(), self._orders.slow_interval)
+        orders = self._orders
+        standard = collectors.standard(unit_of_pid, orders.max_units)
+        collection = Collection(nvml, standard, orders.slow_interval, dcgm_names=orders.dcgm_names)
         due = time.monotonic()
-        while not self._stop.is_set():
-            self._send(collection.take())
-            due = max(due + self._orders.interval, time.monotonic())
-            self._stop.wait(due - time.monotonic())
+        with contextlib.closing(collection):
+            while not self._stop.is_set():
+                self._send(collection.take())
+                due = max(due + orders.interval, time.monotonic())
+                self._stop.wait(due - time.monotonic())
 
     def _send(self, snapshot: Snapshot) -> None:
         self._out.sendall(encode(snapshot))

@@ -16,12 +16,14 @@ class Collector:
         families: everything `read` may yield.
         read: yields what this GPU supports; a value that cannot be had is left out, never replaced.
         slow: read at the slow interval: what hardly changes, or costs much.
+        occasional: families that may be absent on a GPU that supports them, for want of something to show.
     """
 
     name: str
     families: tuple[Family, ...]
     read: Callable[[Gpu], Iterable[Sample]]
     slow: bool = False
+    occasional: frozenset[Family] = frozenset()
 
 
 def ratio(percent: float | None) -> float | None:

@@ -1,0 +1,78 @@
+"""Counts of XID errors that neither repeat nor forget, from two sources that report the same events."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from enum import StrEnum
+
+from daemons.gpu_exporter import dcgm
+from daemons.gpu_exporter.families import Sample, counter, gauge
+from daemons.gpu_exporter.snapshot import GpuStatus, XidEvent
+from daemons.gpu_exporter.xid import PAGING
+
+ERRORS = counter("gpu_xid_errors_total", "XID errors by code; docs/xid.md tells what each means")
+LAST = gauge("gpu_xid_last_timestamp_seconds", "When the XID was last seen, seconds since the epoch")
+SOURCES = gauge("gpu_exporter_xid_source_active", "Whether XID errors are read from this source")
+
+_MAX_CODES_PER_GPU = 100
+
+
+class Source(StrEnum):
+    """Where an XID was read."""
+
+    NVML = "nvml"
+    KERNEL = "kernel"
+
+
+class XidCounts:
+    """By GPU and code. Lives outside the worker, so that its death forgets nothing.
+
+    Both sources report the same errors, and each may miss some: NVML those of the time without a worker, the
+    kernel log those that were overwritten. So the count is the larger of the two, which never tells more than
+    happened and never falls.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, int], dict[Source, int]] = {}
+        self._last: dict[tuple[str, int], float] = {}
+        self._latest: dict[str, int] = {}
+        self._active = dict.fromkeys(Source, False)
+
+    def active(self, source: Source, active: bool) -> None:
+        """Whether `source` is being read."""
+        self._active[source] = active
+
+    def add(self, source: Source, events: Iterable[XidEvent]) -> None:
+        """Count `events`."""
+        for event in events:
+            key = (event.pci, event.xid)
+            codes = sum(1 for pci, _ in self._counts if pci == event.pci)
+            if key not in self._counts and codes >= _MAX_CODES_PER_GPU:
+                continue
+            counts = self._counts.setdefault(key, dict.fromkeys(Source, 0))
+            counts[source] += 1
+            if event.at >= self._last.get(key, 0.0):
+                self._last[key] = event.at
+            self._latest[event.pci] = event.xid
+
+    def samples(self, gpus: Mapping[str, GpuStatus]) -> Iterator[Sample]:
+        """Everything counted; `gpus` are those known, by PCI address. Nothing while no source is read."""
+        yield from (SOURCES(int(active), ("source", source)) for source, active in self._active.items())
+        keys = set(self._counts)
+        if any(self._active.values()):
+            keys |= {(pci, code) for pci in gpus for code in PAGING}
+        for pci, code in sorted(keys):
+            total = max(self._counts.get((pci, code), {Source.NVML: 0}).values())
+            yield ERRORS(total, *_labels(pci, gpus), ("xid", str(code)))
+        for (pci, code), at in sorted(self._last.items()):
+            yield LAST(round(at, 3), *_labels(pci, gpus), ("xid", str(code)))
+
+    def dcgm_samples(self, gpus: Mapping[str, GpuStatus]) -> Iterator[Sample]:
+        """The last code of each GPU, as dcgm-exporter shows it: 0 until there was one."""
+        for pci, gpu in gpus.items():
+            labels = (("gpu", str(gpu.index)), ("UUID", gpu.uuid), ("pci_bus_id", pci.upper()))
+            yield dcgm.XID(self._latest.get(pci, 0), *labels, ("modelName", gpu.name))
+
+
+def _labels(pci: str, gpus: Mapping[str, GpuStatus]) -> tuple[tuple[str, str], ...]:
+    gpu = gpus.get(pci)
+    index, uuid = ("", "") if gpu is None else (str(gpu.index), gpu.uuid)
+    return (("gpu", index), ("uuid", uuid), ("pci_bus_id", pci))
