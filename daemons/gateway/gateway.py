@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+from time import monotonic
 
 import structlog
 
@@ -120,7 +121,7 @@ class Gateway(Daemon):
             )
         if self._info is not None:
             self._info.engines_changed()
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         for model in engine.settings.models:
             self._admission.pump(model, now)
 
@@ -131,13 +132,12 @@ class Gateway(Daemon):
 
     async def _sweep(self) -> None:
         """End what takes too long; runs often enough for the shortest timeout."""
-        loop = asyncio.get_running_loop()
         t = self._settings.timeouts
         shortest = min(t.between_chunks, t.stalled_reader, t.keep_alive, t.total)
         interval = min(1.0, max(0.02, shortest / 4))
         while True:
             await asyncio.sleep(interval)
-            now = loop.time()
+            now = monotonic()
             if self._server is not None:
                 self._server.drop_stalled(now)
             for engine in self._pool.engines:

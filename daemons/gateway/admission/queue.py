@@ -6,6 +6,7 @@ Requests wait here, where their order can still be decided, and not inside an en
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Protocol
 
 from daemons.gateway.errors import ApiError, ErrorCode
@@ -112,7 +113,7 @@ class Admission:
         """
         loop = asyncio.get_running_loop()
         model = asked.model
-        if not self._pool.lives(model, loop.time()):
+        if not self._pool.lives(model, monotonic()):
             raise self.no_engine(model)
         if self._sizes[model] >= self._settings.depth:
             wait = self._paces[model].seconds_for(self._sizes[model])
@@ -121,7 +122,7 @@ class Admission:
                 f"Too many requests wait for {model}; try again in {wait} s.",
                 headers={"Retry-After": str(wait)},
             )
-        ticket = Ticket(asked, priority, loop.time(), loop.create_future())
+        ticket = Ticket(asked, priority, monotonic(), loop.create_future())
         self._enqueue(ticket)
         try:
             async with asyncio.timeout(getattr(self._settings.deadlines, priority)):
@@ -193,4 +194,4 @@ class Admission:
             self._dequeue(ticket)
         elif ticket.place.done() and not ticket.place.cancelled() and ticket.place.exception() is None:
             model = ticket.asked.model
-            self.leave(ticket.place.result(), model, asyncio.get_running_loop().time())
+            self.leave(ticket.place.result(), model, monotonic())

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from time import monotonic
 
 import msgspec
 from aiohttp import web
@@ -66,7 +67,7 @@ class Inference:
         Raises:
             ApiError: it is refused, or no engine could answer it; nothing was sent.
         """
-        arrived = self._loop.time()
+        arrived = monotonic()
         tenant = self._stages.authenticate(request.headers, request.remote)
         exchange = Exchange(request_id, tenant, endpoint.name, arrived)
         failure: ErrorCode | None = ErrorCode.INTERNAL_ERROR
@@ -123,13 +124,13 @@ class Inference:
             )
 
     async def _admit(self, exchange: Exchange, asked: Asked) -> None:
-        began = self._loop.time()
+        began = monotonic()
         engine = self._stages.admission.enter_at_once(asked, began)
         if engine is None:
             try:
                 engine = await self._stages.admission.enter(asked, exchange.tenant.priority)
             finally:
-                exchange.queued_seconds = self._loop.time() - began
+                exchange.queued_seconds = monotonic() - began
         exchange.engine = engine
 
     def _relay(
@@ -213,7 +214,7 @@ class Inference:
             client = request.protocol
             if isinstance(client, ClientConnection):
                 client.relay = None
-        now = self._loop.time()
+        now = monotonic()
         self._stages.settle(exchange, failure, now, detail)
         if exchange.engine is not None:
             self._stages.admission.leave(exchange.engine, exchange.model, now)

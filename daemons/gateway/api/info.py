@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from time import monotonic
 
 import msgspec
 from aiohttp import web
@@ -36,7 +37,7 @@ class Info:
     async def models(self, request: BaseRequest) -> web.StreamResponse:
         """``GET /v1/models``: what this key may use and an engine is there for."""
         tenant = self._authenticate(request.headers, request.remote)
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         listed = [
             {
                 "id": model,
@@ -61,7 +62,7 @@ class Info:
             raise ApiError(
                 ErrorCode.MODEL_NOT_FOUND, f"The model {name[:128]!r} does not exist.", param="model"
             )
-        lives = self._pool.lives(name, asyncio.get_running_loop().time())
+        lives = self._pool.lives(name, monotonic())
         return json_response(
             {"id": name, "object": "model", "created": self._since, "owned_by": "llm", "ready": lives}
         )
@@ -76,10 +77,9 @@ class Info:
         Raises:
             ApiError: none would, for as long as was waited.
         """
-        loop = asyncio.get_running_loop()
-        ends = loop.time() + self._wait(request)
-        while not self._pool.ready(loop.time()):
-            left = ends - loop.time()
+        ends = monotonic() + self._wait(request)
+        while not self._pool.ready(monotonic()):
+            left = ends - monotonic()
             if left <= 0:
                 raise ApiError(
                     ErrorCode.NO_ENGINE,

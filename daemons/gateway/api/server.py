@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from time import monotonic
 
 import structlog
 from aiohttp import web
@@ -80,7 +81,7 @@ class ClientConnection(RequestHandler):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self.paused_at = self._loop.time()
+        self.paused_at = monotonic()
         self._server.paused.add(self)
         if self.relay is not None:
             self.relay.client_paused()

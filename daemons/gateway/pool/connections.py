@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from pathlib import Path
+from time import monotonic
 from urllib.parse import urlsplit
 
 from daemons.gateway.relay.upstream import EngineConnection
@@ -63,7 +64,7 @@ class Dialer:
 
     def release(self, connection: EngineConnection) -> None:
         """Take back a connection that can carry another request."""
-        connection.idle_since = asyncio.get_running_loop().time()
+        connection.idle_since = monotonic()
         if len(self._idle) < _MAX_IDLE:
             self._idle.append(connection)
         else:

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -70,7 +71,7 @@ class Poller:
         return aiohttp.ClientSession(connector=connector, timeout=_ANSWER_WITHIN, headers=headers)
 
     async def _ask(self, control: aiohttp.ClientSession, api: aiohttp.ClientSession) -> EngineReport:
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         view = GatewayView(
             gateway=self._name,
             in_flight=self._engine.in_flight,

@@ -1,6 +1,7 @@
 """Sending a request to an engine, and once more to another where that can still help."""
 
 import asyncio
+from time import monotonic
 
 from daemons.gateway.errors import ErrorCode
 from daemons.gateway.exchange import Exchange
@@ -67,7 +68,7 @@ class Attempts:
             tried.append(engine)
             other = None
             if len(tried) == 1:
-                other = self._pool.pick(asked, loop.time(), without=tried)
+                other = self._pool.pick(asked, monotonic(), without=tried)
             if other is None or not self._budget.take():
                 return failure
             exchange.retries += 1
@@ -86,13 +87,13 @@ class Attempts:
             len(asked.body),
             asked.body,
         )
-        connection = engine.dialer.take(loop.time())
+        connection = engine.dialer.take(monotonic())
         while True:
             if connection is None:
                 try:
                     connection = await engine.dialer.open()
                 except OSError as error:
-                    engine.failed(loop.time())
+                    engine.failed(monotonic())
                     relay.failure, relay.detail = ErrorCode.ENGINE_UNREACHABLE, str(error) or "timed out"
                     return relay.failure
             reused = connection.used > 0
@@ -105,7 +106,7 @@ class Attempts:
                 # The engine closed an idle connection while the request was on its way.
                 connection = None
                 continue
-            return self._judge(engine, relay, loop.time())
+            return self._judge(engine, relay, monotonic())
 
     def _judge(self, engine: Engine, relay: Relay, now: float) -> ErrorCode | None:
         head = relay.head

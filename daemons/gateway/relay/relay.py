@@ -6,6 +6,7 @@ end of an attempt.
 """
 
 import asyncio
+from time import monotonic
 from typing import Protocol
 
 from daemons.gateway.errors import ErrorCode
@@ -127,7 +128,7 @@ class Relay:
         self._collected: list[bytes] = []
         self._collected_size = 0
         self._scan = UsageScan()
-        self._started = loop.time()
+        self._started = monotonic()
         self.head: ResponseHead | None = None
         self.failure: ErrorCode | None = None
         self.detail = ""
@@ -144,7 +145,7 @@ class Relay:
         self._refused = False
         self._collected, self._collected_size = [], 0
         self._connection = connection
-        self.sent_at = self._loop.time()
+        self.sent_at = monotonic()
         self.first_at = self.last_at = 0.0
         self._done = self._loop.create_future()
         connection.send(request, self)
@@ -193,7 +194,7 @@ class Relay:
     def client_resumed(self) -> None:
         """The client has caught up."""
         self.paused = False
-        self.last_at = self._loop.time() if self.first_at else 0.0
+        self.last_at = monotonic() if self.first_at else 0.0
         if self._connection is not None:
             self._connection.transport.resume_reading()
 
@@ -202,7 +203,7 @@ class Relay:
         self._refused = head.status != 200
 
     def body_received(self, data: bytes) -> None:
-        now = self._loop.time()
+        now = monotonic()
         if not self.first_at:
             self.first_at = now
         self.last_at = now

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 
 from daemons.gateway.errors import ErrorCode
 from daemons.gateway.relay.http1 import ProtocolError, ResponseHead
@@ -75,7 +76,7 @@ class StreamRelay(Relay):
         except ProtocolError as error:
             self.fail(ErrorCode.ENGINE_PROTOCOL_ERROR, str(error))
             return
-        now = self._loop.time()
+        now = monotonic()
         if events.events != before:
             # Only events are progress: vLLM's comments go on while its engine hangs.
             if self.first_at:
@@ -109,7 +110,7 @@ class StreamRelay(Relay):
 
     def close_with(self, code: ErrorCode) -> None:
         """End an opened stream with an error: it never looks complete, and its body ends cleanly."""
-        self._send(self._error_event(code), self._loop.time())
+        self._send(self._error_event(code), monotonic())
         self._write_end()
 
     def _send(self, data: bytes, now: float) -> None:
