@@ -1,0 +1,226 @@
+"""Readers of public workload traces.
+
+Formats: BurstGPT (CSV, arXiv:2401.17644), Azure LLM inference traces 2023 and 2024 (CSV), Mooncake (JSON lines
+with prefix hashes, arXiv:2407.00079), ShareGPT (JSON conversations).
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from daemons.runtime.errors import EXIT_CONFIG, Fatal, describe_os_error
+
+MOONCAKE_BLOCK = 512
+"""Tokens a hash of a Mooncake trace stands for."""
+Format = Literal["burstgpt", "azure", "mooncake", "sharegpt"]
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One recorded request: `at` seconds from the trace's beginning, lengths in tokens."""
+
+    at: float
+    type: str
+    prompt_tokens: int
+    output_tokens: int
+    blocks: tuple[int | str, ...] = ()
+    """Names of the leading prompt blocks; equal names mean equal text."""
+
+
+class Conversation(msgspec.Struct, frozen=True):
+    """Recorded turns of (what the user said, what the assistant answered)."""
+
+    turns: tuple[tuple[str, str], ...]
+
+
+class TraceFile(msgspec.Struct, frozen=True):
+    """What a trace holds: rows with times, or conversations without; never both."""
+
+    format: Format
+    rows: list[Row] = []
+    conversations: list[Conversation] = []
+    skipped: int = 0
+    """Recorded failures (no answer) and entries without a user's turn: they cannot be replayed."""
+
+
+def read_trace(path: Path, format_: Literal["auto"] | Format, limit: int) -> TraceFile:
+    """Read at most `limit` requests or conversations of the trace at `path`.
+
+    Raises:
+        Fatal: the file cannot be read, or is in none of the formats; with the line where it breaks.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise Fatal(f"{path}: expected text in UTF-8", EXIT_CONFIG) from None
+    except OSError as error:
+        raise Fatal(describe_os_error(error, "read the trace"), EXIT_CONFIG) from None
+    try:
+        return parse_trace(text, format_, limit)
+    except ValueError as error:
+        raise Fatal(f"{path}: {error}", EXIT_CONFIG) from None
+
+
+def parse_trace(text: str, format_: Literal["auto"] | Format, limit: int) -> TraceFile:
+    """`read_trace` for text already read.
+
+    Raises:
+        ValueError: the text is in none of the formats, or breaks its own.
+    """
+    found = detect_format(text) if format_ == "auto" else format_
+    if found == "sharegpt":
+        return _sharegpt(text, limit)
+    parse = _TIMED[found]
+    rows: list[Row] = []
+    skipped = 0
+    for row in parse(text):
+        if len(rows) >= limit:
+            break
+        if row is None:
+            skipped += 1
+        else:
+            rows.append(row)
+    if not rows:
+        raise ValueError("the trace has no request that could be replayed")
+    rows.sort(key=lambda row: row.at)
+    first = rows[0].at
+    rows = [msgspec.structs.replace(row, at=row.at - first) for row in rows]
+    return TraceFile(found, rows=rows, skipped=skipped)
+
+
+def detect_format(text: str) -> Format:
+    """The format of a trace, by its first line.
+
+    Raises:
+        ValueError: it is none that is known.
+    """
+    head = text.lstrip()[:4096].splitlines()[:1]
+    line = head[0] if head else ""
+    if line.startswith("["):
+        return "sharegpt"
+    if line.startswith("{"):
+        return "sharegpt" if '"conversations"' in line else "mooncake"
+    names = {name.strip().lower() for name in line.split(",")}
+    if {"timestamp", "request tokens", "response tokens"} <= names:
+        return "burstgpt"
+    if {"timestamp", "contexttokens", "generatedtokens"} <= names:
+        return "azure"
+    raise ValueError("not a BurstGPT, Azure, Mooncake or ShareGPT trace (name its format if it is)")
+
+
+def _csv(text: str, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    reader = csv.DictReader(io.StringIO(text))
+    reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+    missing = set(needed) - set(reader.fieldnames)
+    if missing:
+        raise ValueError(f"line 1: there is no column {', '.join(sorted(missing))}")
+    for row in reader:
+        yield reader.line_num, {k: v for k, v in row.items() if isinstance(k, str) and isinstance(v, str)}
+
+
+def _at_line(line: int, make: Callable[[], Row | None]) -> Row | None:
+    try:
+        row = make()
+    except (KeyError, ValueError, OverflowError) as error:
+        raise ValueError(f"line {line}: {error}") from None
+    return row if row is not None and row.prompt_tokens > 0 and row.output_tokens > 0 else None
+
+
+def _burstgpt(text: str) -> Iterator[Row | None]:
+    for line, row in _csv(text, ("timestamp", "request tokens", "response tokens")):
+        yield _at_line(
+            line,
+            lambda row=row: Row(  # type: ignore[misc]
+                float(row["timestamp"]),
+                row.get("log type", "burstgpt").strip().lower().replace(" ", "-") or "burstgpt",
+                int(float(row["request tokens"])),
+                int(float(row["response tokens"])),
+            ),
+        )
+
+
+def _azure(text: str) -> Iterator[Row | None]:
+    for line, row in _csv(text, ("timestamp", "contexttokens", "generatedtokens")):
+        yield _at_line(
+            line,
+            lambda row=row: Row(  # type: ignore[misc]
+                _instant(row["timestamp"]), "azure", int(row["contexttokens"]), int(row["generatedtokens"])
+            ),
+        )
+
+
+def _instant(text: str) -> float:
+    parsed = datetime.fromisoformat(text.strip())
+    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+
+
+class _MooncakeRow(msgspec.Struct):
+    timestamp: float
+    input_length: int
+    output_length: int
+    hash_ids: tuple[int | str, ...] = ()
+
+
+def _mooncake(text: str) -> Iterator[Row | None]:
+    decoder = msgspec.json.Decoder(_MooncakeRow)
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = decoder.decode(line)
+        except msgspec.MsgspecError as error:
+            raise ValueError(f"line {number}: {error}") from None
+        made = Row(row.timestamp / 1000, "mooncake", row.input_length, row.output_length, row.hash_ids)
+        yield made if made.prompt_tokens > 0 and made.output_tokens > 0 else None
+
+
+_TIMED: dict[str, Callable[[str], Iterator[Row | None]]] = {
+    "burstgpt": _burstgpt,
+    "azure": _azure,
+    "mooncake": _mooncake,
+}
+
+
+def _sharegpt(text: str, limit: int) -> TraceFile:
+    try:
+        entries = _entries(text)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    conversations: list[Conversation] = []
+    skipped = 0
+    for entry in entries:
+        if len(conversations) >= limit:
+            break
+        turns = tuple(_turns(entry.get("conversations") if isinstance(entry, dict) else None))
+        if turns:
+            conversations.append(Conversation(turns))
+        else:
+            skipped += 1
+    if not conversations:
+        raise ValueError("the trace has no conversation that could be replayed")
+    return TraceFile("sharegpt", conversations=conversations, skipped=skipped)
+
+
+def _entries(text: str) -> list[Any]:
+    if text.lstrip().startswith("["):
+        return msgspec.json.decode(text, type=list[Any])
+    return [msgspec.json.decode(line) for line in text.splitlines() if line.strip()]
+
+
+def _turns(messages: object) -> Iterable[tuple[str, str]]:
+    asked: str | None = None
+    for message in messages if isinstance(messages, list) else ():
+        if not isinstance(message, dict):
+            continue
+        who, said = message.get("from", message.get("role")), message.get("value", message.get("content"))
+        if not isinstance(said, str) or not said.strip():
+            continue
+        if who in {"human", "user"}:
+            asked = said
+        elif who in {"gpt", "chatgpt", "assistant", "bard", "bing"} and asked is not None:
+            yield asked, said
+            asked = None

@@ -1,0 +1,1 @@
+"""From records to figures: histograms, confidence, steady state, attribution, capacity, comparison."""

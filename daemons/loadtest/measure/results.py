@@ -1,0 +1,182 @@
+"""The result of a run as data: what is saved as JSON, compared, and shown. Times are in seconds."""
+
+from typing import Any, Literal
+
+import msgspec
+
+SCHEMA = 1
+"""Version of the saved form; `compare` refuses another."""
+PERCENTS = (50.0, 90.0, 95.0, 99.0)
+METRICS = ("ttft", "itl", "tpot", "e2e", "normalised", "ttft_from_send", "e2e_from_send")
+"""Latencies; without a suffix they count from the intended start."""
+
+
+class Latency(msgspec.Struct, kw_only=True):
+    """Distribution of one latency."""
+
+    count: int
+    mean: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+    intervals: dict[str, tuple[float, float]] = {}
+    """95 % confidence intervals by percentile (``p99``), where there is enough data."""
+    histogram: list[tuple[float, float, int]] = []
+    """(from, to, count) of every bucket that is not empty."""
+
+    def at(self, percent: float) -> float:
+        """The percentile, from the fields where it is one of them, else from the histogram."""
+        known = {50.0: self.p50, 90.0: self.p90, 95.0: self.p95, 99.0: self.p99, 100.0: self.max}
+        if percent in known:
+            return known[percent]
+        rank = max(1, -int(-self.count * percent // 100))
+        seen = 0
+        for low, high, count in self.histogram:
+            seen += count
+            if seen >= rank:
+                return (low + high) / 2
+        return self.max
+
+
+class Group(msgspec.Struct, kw_only=True):
+    """Figures of a group of requests."""
+
+    kind: Literal["all", "type", "key", "step"]
+    name: str
+    requests: int
+    ok: int
+    outcomes: dict[str, int]
+    request_rate: float
+    """Successful requests a second that ended within the window."""
+    output_token_rate: float
+    prompt_token_rate: float
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    without_usage: int
+    """Successful requests whose tokens the server did not state; they are in no token figure."""
+    good: int
+    goodput: float
+    """Good requests a second."""
+    latencies: dict[str, Latency]
+
+    @property
+    def failed(self) -> int:
+        """Requests that failed, whatever the way."""
+        return sum(n for name, n in self.outcomes.items() if name not in {"ok", "cancelled", "abandoned"})
+
+    @property
+    def error_share(self) -> float:
+        """Share of failures among requests that ended on their own."""
+        ended = self.failed + self.ok
+        return self.failed / ended if ended else 0.0
+
+
+class Check(msgspec.Struct, kw_only=True):
+    """An objective and what was measured."""
+
+    objective: str
+    measured: float | None
+    met: bool
+    certain: bool
+    """Whether the confidence interval lies on one side of the bound."""
+    interval: tuple[float, float] | None = None
+
+
+class Slice(msgspec.Struct, kw_only=True):
+    """One interval of the run's course."""
+
+    at: float
+    sent: int = 0
+    ok: int = 0
+    failed: int = 0
+    output_tokens: float = 0
+    ttft: tuple[float, float, float] | None = None
+    """P50, P95, P99 of requests that were due in it."""
+    e2e: tuple[float, float, float] | None = None
+    in_flight: int = 0
+    backlog: int = 0
+    lag: float = 0
+
+
+class Cause(msgspec.Struct, kw_only=True):
+    """One stage of a request's way and its part in the tail."""
+
+    stage: str
+    p50: float
+    p99: float
+    share: float
+    """Of the distance between P50 and P99, summed over the stages."""
+    count: int
+
+
+class Attribution(msgspec.Struct, kw_only=True):
+    """Where the tail comes from, from metrics scraped over the window."""
+
+    sources: list[str]
+    problems: list[str]
+    causes: list[Cause]
+    notes: list[str]
+    series: dict[str, list[tuple[float, float]]] = {}
+    """Gauges over time: (seconds since start, value)."""
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if not self.causes:
+            return "no stage could be measured"
+        top = max(self.causes, key=lambda cause: cause.share)
+        return f"{top.share:.0%} of the tail is {top.stage}"
+
+
+class GeneratorHealth(msgspec.Struct, kw_only=True):
+    """How well the generator itself did."""
+
+    dispatch_p50: float
+    dispatch_p99: float
+    dispatch_max: float
+    loop_p99: float
+    cpu_share: float
+    """Of one core, over the run."""
+    redialled: int
+
+
+class Result(msgspec.Struct, kw_only=True):
+    """A run."""
+
+    schema: int = SCHEMA
+    started: str
+    target: str
+    model: str
+    plan: dict[str, Any]
+    stopped_by: str
+    seconds: float
+    window: tuple[float, float]
+    """What the figures are of, in seconds from the start."""
+    warmup: str
+    steady: bool
+    steady_note: str
+    valid: bool
+    invalid: list[str]
+    warnings: list[str]
+    generator: GeneratorHealth
+    groups: list[Group]
+    checks: list[Check]
+    series: list[Slice]
+    blocks: dict[str, list[list[tuple[int, int]]]]
+    """Histogram of each block of the window, by metric, for comparisons."""
+    rate_blocks: list[float]
+    """Output tokens a second in each block."""
+    attribution: Attribution | None = None
+
+    @property
+    def overall(self) -> Group:
+        """The group of all requests."""
+        return self.groups[0]
+
+    @property
+    def objectives_met(self) -> bool:
+        """Whether every objective was met."""
+        return all(check.met for check in self.checks)

@@ -1,0 +1,1 @@
+"""Showing results: live display, text, JSON and a self-contained HTML page."""
