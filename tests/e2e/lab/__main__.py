@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 from tests.e2e.lab.hosts import Host, Lab
+from tests.e2e.lab.image import cache_folder
 
 
 def _lab(work: Path) -> Lab:
-    lab = Lab(work)
+    lab = Lab(work, cache_folder() / "mirror")
     for folder in sorted((work / "hosts").glob("*")):
         number = int((folder / "number").read_text())
         lab.hosts[folder.name] = Host(folder.name, number, folder)

@@ -17,7 +17,8 @@ from tests.e2e.lab import image, registries
 BRIDGE = "llme2e0"
 NETWORK = "10.91.7"
 PROXY_PORT = 3142
-MIRROR_PORT = 3143
+MIRROR = "/srv/mirror"
+"""Where hosts see the folder of downloads."""
 HERE = Path(__file__).parent
 PROGRAMS = ("systemd-nspawn", "mmdebstrap", "ip", "nsenter", "ssh", "ssh-keygen")
 PACKAGES = "systemd-container mmdebstrap iproute2 openssh-client procps"
@@ -170,11 +171,11 @@ class Host:
 
 
 class Lab:
-    """A bridge, a proxy to the package registries, a file mirror, and the hosts on it."""
+    """A bridge, a proxy to the package registries, and the hosts; `mirror` is the folder of downloads."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, mirror: Path) -> None:
         self.work = work
-        self.mirror = work / "mirror"
+        self.mirror = mirror
         self.base = work / "base"
         self.hosts: dict[str, Host] = {}
 
@@ -182,11 +183,6 @@ class Lab:
     def gateway(self) -> str:
         """This machine's address on the test network."""
         return f"{NETWORK}.1"
-
-    @property
-    def mirror_url(self) -> str:
-        """Where hosts find the files of the folder `mirror`."""
-        return f"http://{self.gateway}:{MIRROR_PORT}"
 
     def up(self) -> None:
         """Build the base system and bring the network up."""
@@ -196,22 +192,24 @@ class Lab:
         _run("ip", "link", "add", BRIDGE, "type", "bridge")
         _run("ip", "addr", "add", f"{self.gateway}/24", "dev", BRIDGE)
         _run("ip", "link", "set", BRIDGE, "up")
-        self._serve("proxy", str(HERE / "proxy.py"), self.gateway, str(PROXY_PORT), *registries.allowed())
-        self._serve(
-            "mirror",
-            *("-m", "http.server", str(MIRROR_PORT), "--bind", self.gateway, "--directory", str(self.mirror)),
-        )
+        self._proxy()
 
-    def _serve(self, name: str, *arguments: str) -> None:
-        with (self.work / f"{name}.log").open("w") as log:
+    def _proxy(self) -> None:
+        with (self.work / "proxy.log").open("w") as log:
             process = subprocess.Popen(
-                [sys.executable, *arguments],
+                [
+                    sys.executable,
+                    str(HERE / "proxy.py"),
+                    self.gateway,
+                    str(PROXY_PORT),
+                    *registries.allowed(),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        (self.work / f"{name}.pid").write_text(str(process.pid))
+        (self.work / "proxy.pid").write_text(str(process.pid))
 
     def boot(self, name: str, number: int) -> Host:
         """Boot a fresh host at ``NETWORK.number``."""
@@ -241,7 +239,7 @@ class Lab:
         _run(*inside, "route", "add", "default", "via", self.gateway)
 
     def _launch(self, host: Host) -> None:
-        binds = [f"--bind-ro={HERE / 'guest-init'}:/run/guest-init"]
+        binds = [f"--bind-ro={HERE / 'guest-init'}:/run/guest-init", f"--bind-ro={self.mirror}:{MIRROR}"]
         command = [
             *(str(HERE / "launch"), f"llm-e2e-{host.name}", "systemd-nspawn", "-D", str(host.root)),
             *(f"--machine={host.name}", f"--network-namespace-path=/run/netns/{host.name}"),
@@ -301,11 +299,10 @@ class Lab:
         """Remove the hosts and the network; the base system stays until its folder goes."""
         for host in list(self.hosts.values()):
             self.remove(host)
-        for name in ("proxy", "mirror"):
-            with contextlib.suppress(OSError, ValueError):
-                pid = int((self.work / f"{name}.pid").read_text())
-                os.kill(pid, signal.SIGTERM)
-                _gone(pid, 5)
+        with contextlib.suppress(OSError, ValueError):
+            pid = int((self.work / "proxy.pid").read_text())
+            os.kill(pid, signal.SIGTERM)
+            _gone(pid, 5)
         _run("ip", "link", "del", BRIDGE, check=False)
 
 
@@ -327,9 +324,9 @@ def _remove_cgroups(top: Path) -> None:
 
 
 @contextlib.contextmanager
-def opened(work: Path) -> Iterator[Lab]:
+def opened(work: Path, mirror: Path) -> Iterator[Lab]:
     """A lab in `work`, taken down at the end whatever happens."""
-    lab = Lab(work)
+    lab = Lab(work, mirror)
     try:
         lab.up()
         yield lab
