@@ -4,6 +4,7 @@ Every record goes through one redaction step: a secret that reaches a logger by 
 """
 
 import contextlib
+import datetime as dt
 import errno
 import fcntl
 import logging
@@ -136,6 +137,47 @@ def _output(service: str, stream: TextIO) -> tuple[Any, _Sink]:
     if stream.isatty():
         return _ConsoleRenderer(service, "NO_COLOR" not in os.environ), _StreamSink(stream)
     return _JsonRenderer(service), _StreamSink(stream)
+
+
+class Records:
+    """Writes records of one kind at little cost: no processors, no redaction, several to a write.
+
+    For records that a daemon makes for every request out of values it knows to be safe. They reach the
+    output with the next `flush`.
+    """
+
+    def __init__(self, service: str, event: str, stream: TextIO | None = None) -> None:
+        renderer, self._sink = _output(service, stream or sys.stderr)
+        self._event = event
+        self._service = service
+        self._render = None if isinstance(renderer, _JsonRenderer) else renderer
+        self._encode = msgspec.json.Encoder(enc_hook=str).encode
+        self._waiting: list[bytes] = []
+
+    def add(self, fields: dict[str, Any]) -> bool:
+        """Take `fields` for the next `flush`; whether it is the first since the last one."""
+        if self._render is not None:
+            self._waiting.append(
+                self._render(None, "info", {"level": "info", "event": self._event, **fields})
+            )
+        else:
+            head = {"time": _now(), "level": "info", "service": self._service, "event": self._event}
+            self._waiting.append(self._encode(head | fields))
+        return len(self._waiting) == 1
+
+    def flush(self) -> None:
+        """Write what waits."""
+        waiting, self._waiting = self._waiting, []
+        if isinstance(self._sink, _StreamSink):
+            if waiting:
+                self._sink.write(b"\n".join(waiting))
+        else:
+            for record in waiting:
+                self._sink.write(record)
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _is_journal(stream: TextIO) -> bool:

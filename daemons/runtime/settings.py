@@ -135,7 +135,7 @@ def _unknown_key(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The settings model that `annotation` is or holds: ``Model``, ``Model | None``, ``tuple[Model, ...]``."""
+    """The settings model that `annotation` is or holds, bare or in ``| None`` or ``tuple[...]``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := _model_in(part))), None)

@@ -7,12 +7,12 @@ import signal
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-import structlog
-
 from daemons.llmctl.up.processes import become_subreaper, kill_orphans
 from daemons.llmctl.up.screen import Screen
 from daemons.llmctl.up.units import Service, State, Unit
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
+
+_LOOK_SEC = 0.2
 
 
 class Stack:
@@ -21,7 +21,6 @@ class Stack:
     def __init__(self, units: Sequence[Unit], runtime_dir: Path, screen: Screen) -> None:
         self._screen = screen
         self._mains: set[int] = set()
-        self._tell: dict[str, str] = {}
         self.services = [Service(unit, runtime_dir, self._mains, self._changed) for unit in units]
         self.interrupted = asyncio.Event()
 
@@ -58,17 +57,15 @@ class Stack:
         """
         for service in self.services:
             with self._screen.step(service.unit.name) as step:
-                self._tell[service.unit.name] = ""
                 settled = asyncio.create_task(service.settled.wait())
                 while not settled.done() and not self.interrupted.is_set():
                     step.phase(service.status)
-                    await _first_of(settled, self.interrupted, timeout=0.2)
+                    await asyncio.wait((settled,), timeout=_LOOK_SEC)
                 settled.cancel()
                 if self.interrupted.is_set():
                     return False
                 if service.state is State.FAILED:
                     raise failure_of(service)
-                self._tell.pop(service.unit.name)
         return True
 
     async def until_ended(self) -> None:
@@ -90,16 +87,8 @@ class Stack:
         self.interrupted.set()
 
     def _changed(self, service: Service) -> None:
-        structlog.get_logger().debug(service.status, unit=service.unit.name, state=service.state.value)
-        watched = service.unit.name in self._tell
-        if not watched and service.settled.is_set():
+        if service.settled.is_set() and service.state is not State.INACTIVE:
             self._screen.line(f"{service.unit.name}: {service.status}", style="dim")
-
-
-async def _first_of(task: "asyncio.Task[bool]", event: asyncio.Event, timeout: float) -> None:
-    waiting = asyncio.create_task(event.wait())
-    await asyncio.wait((task, waiting), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
 
 
 def failure_of(service: Service) -> Fatal:

@@ -56,6 +56,8 @@ class Unit:
 class Service:
     """Runs one `Unit`: starts it, follows its notifications, restarts it after a failure, stops it whole.
 
+    A first start that fails is final: whoever sits at the terminal should read why.
+
     `mains` holds the main processes of all services of this manager, which must be a child subreaper.
 
     Attributes:
@@ -103,7 +105,7 @@ class Service:
         finally:
             self._kill_whole(process)
         self.exit_status = code
-        if code == EXIT_CONFIG or self._start_limit_hit():
+        if code == EXIT_CONFIG or not self.settled.is_set() or self._start_limit_hit():
             self._become(State.FAILED, f"failed: {describe_exit(code)}")
             return False
         self._become(State.STARTING, f"{describe_exit(code)}; starting it again")

@@ -1,0 +1,180 @@
+"""``llmctl up``, ``llmctl stop``: the verbs of a local stack."""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from daemons.llmctl.up import instance
+from daemons.llmctl.up.layout import ENGINE, ORIGINAL_ALIAS, ORIGINAL_KEY, Layout, Ports
+from daemons.llmctl.up.prepare import CHECKOUT, Engine, EngineKind, prepare
+from daemons.llmctl.up.screen import Screen
+from daemons.llmctl.up.stack import Stack
+from daemons.llmctl.up.units import Unit
+from daemons.runtime import sockets
+from daemons.runtime.sockets import Address, listen_tcp, port_of
+
+_EXAMPLES = """examples:
+  llmctl up
+  llmctl up --engine simulator --port 0
+  llmctl up --model ./my-model
+"""
+_STOP_PATIENCE_SEC = 90.0
+_KEEP_LOG_BYTES = 20 * 2**20
+
+
+def add_parsers(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``up`` and ``stop``."""
+    up = verbs.add_parser(
+        "up",
+        help="run the whole stack in this terminal",
+        description="Runs engine, gateway and GPU exporter in the foreground, without root and without "
+        "systemd, on loopback only. Ctrl-C stops all of them.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    up.add_argument("parts", nargs="*", metavar="PART", help=f"only these of: {', '.join(instance.PARTS)}")
+    up.add_argument(
+        "--engine",
+        type=EngineKind,
+        choices=list(EngineKind),
+        default=EngineKind.VLLM,
+        help="vllm: on the GPU where there is one, else on the CPU; simulator: seconds, without a model",
+    )
+    up.add_argument("--model", help="model folder or hub name (default: SmolLM2-135M-Instruct)")
+    up.add_argument(
+        "--port", type=int, default=8080, help="port of the API; 0 takes free ones (default: 8080)"
+    )
+    _add_state(up)
+    up.set_defaults(run=run_up)
+    stop = verbs.add_parser("stop", help="end what `up` of this checkout started")
+    _add_state(stop)
+    stop.set_defaults(run=run_stop)
+
+
+def _add_state(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--state", type=Path, default=CHECKOUT / ".llm", metavar="FOLDER", help="where keys and logs are kept"
+    )
+
+
+def run_stop(args: argparse.Namespace) -> int:
+    """Run ``llmctl stop``."""
+    ended = instance.stop(Layout(args.state).run, _STOP_PATIENCE_SEC)
+    print(f"stopped: {', '.join(ended)}" if ended else "nothing of this checkout is running")
+    return 0
+
+
+def run_up(args: argparse.Namespace) -> int:
+    """Run ``llmctl up``."""
+    unknown = [part for part in args.parts if part not in instance.PARTS]
+    if unknown:
+        print(f"llmctl up: no part is called {unknown[0]!r}: {', '.join(instance.PARTS)}", file=sys.stderr)
+        return 2
+    screen = Screen(Console(highlight=False))
+    layout = Layout(args.state)
+    parts = args.parts or list(instance.PARTS)
+    with contextlib.ExitStack() as held:
+        for part in parts:
+            held.enter_context(instance.claim(layout.run, part))
+        ports = Ports.around(args.port)
+        gateway_sockets = _bind_gateway(ports) if "gateway" in parts else {}
+        held.callback(sockets.close_all, gateway_sockets.values())
+        engine = prepare(args.engine, args.model, layout, screen)
+        layout.write_gateway(engine.model, ports)
+        layout.write_engine(engine.model, ports, engine.settings)
+        layout.write_exporter(ports)
+        units = [unit for part, unit in _units(layout, gateway_sockets).items() if part in parts]
+        return asyncio.run(_run(units, layout, screen, engine, gateway_sockets))
+
+
+def _bind_gateway(ports: Ports) -> dict[str, socket.socket]:
+    """The gateway's listening sockets, held here as systemd would, so that its restart refuses nobody."""
+    http = listen_tcp(Address(port=ports.gateway), "PORT")
+    try:
+        return {"http": http, "metrics": listen_tcp(Address(port=ports.gateway_metrics), "the metrics port")}
+    except Exception:
+        http.close()
+        raise
+
+
+def _units(layout: Layout, gateway_sockets: Mapping[str, socket.socket]) -> dict[str, Unit]:
+    def daemon(module: str, *arguments: str) -> tuple[str, ...]:
+        return (sys.executable, "-m", f"daemons.{module}", *arguments)
+
+    return {
+        "gateway": Unit(
+            name="llm-gateway",
+            command=daemon("gateway", "--config", str(layout.gateway_config)),
+            log=_log(layout, "llm-gateway"),
+            sockets=gateway_sockets,
+        ),
+        "gpu-exporter": Unit(
+            name="llm-gpu-exporter",
+            command=daemon("gpu_exporter", "--config", str(layout.exporter_config)),
+            log=_log(layout, "llm-gpu-exporter"),
+        ),
+        "engine": Unit(
+            name=f"llm-engine@{ENGINE}",
+            command=daemon("engine", ENGINE, "--config", str(layout.engine_config)),
+            log=_log(layout, f"llm-engine@{ENGINE}"),
+            timeout_stop_sec=60.0,
+        ),
+    }
+
+
+def _log(layout: Layout, name: str) -> Path:
+    path = layout.logs / f"{name}.log"
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > _KEEP_LOG_BYTES:
+            path.replace(path.with_suffix(".log.1"))
+    return path
+
+
+async def _run(
+    units: list[Unit], layout: Layout, screen: Screen, engine: Engine, held: Mapping[str, socket.socket]
+) -> int:
+    stack = Stack(units, layout.sockets, screen)
+    async with stack.running():
+        if await stack.until_ready():
+            if "http" in held:
+                _banner(layout, screen, engine, port_of(held["http"]))
+            else:
+                screen.line("Running. Ctrl-C stops it.")
+            await stack.until_ended()
+        screen.line("\nstopping …")
+    screen.line("stopped")
+    return 0
+
+
+def _banner(layout: Layout, screen: Screen, engine: Engine, port: int) -> None:
+    url, name = f"http://127.0.0.1:{port}/v1", engine.model.name
+    question = "What is the capital of France?"
+    body = json.dumps({"model": name, "messages": [{"role": "user", "content": question}]})
+    screen.line(
+        f"""
+The LLM API is up.
+
+  URL    {url}
+  Key    {layout.key()}
+  Model  {name}  ({engine.title})
+
+  curl {url}/chat/completions -H "Authorization: Bearer {layout.key()}" \\
+    -H "Content-Type: application/json" -d '{body}'
+
+On this machine only, the key {ORIGINAL_KEY} and the model name {ORIGINAL_ALIAS} are accepted too;
+what answers to {ORIGINAL_ALIAS} is {engine.title}.
+Logs: {_shown(layout.logs)}. Ctrl-C stops everything.
+"""
+    )
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
