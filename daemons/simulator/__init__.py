@@ -1,0 +1,1 @@
+"""An engine that behaves like vLLM without a GPU: for tests, demos and routing studies."""

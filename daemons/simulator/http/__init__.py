@@ -1,0 +1,1 @@
+"""The HTTP face: vLLM's endpoints, their bodies and event streams."""
