@@ -7,9 +7,10 @@ from daemons.engine import config
 from daemons.engine.api import EngineApi
 from daemons.engine.board import Board
 from daemons.engine.control_server import control_app
+from daemons.engine.gpus import NvmlInventory
 from daemons.engine.launch import Launch, command_of, control_socket_of, prepare, release_of
 from daemons.engine.meters import Meters, metrics_app
-from daemons.engine.processes import adopt_orphans
+from daemons.engine.processes import adopt_orphans, stay_near
 from daemons.engine.supervisor import Supervisor
 from daemons.runtime import cli, lifecycle
 from daemons.runtime.http import serving
@@ -64,7 +65,9 @@ def main(argv: list[str] | None = None) -> int:
         return f"{args.name} is good: {settings.model} on vLLM {release.name}"
 
     def run() -> int:
-        launch = prepare(config.load(args.name, args.config))
+        settings = config.load(args.name, args.config)
+        launch = prepare(settings, NvmlInventory(), config.neighbours(args.name, args.config))
+        stay_near(launch.cpus)
         adopt_orphans()
         notifier = SystemdNotifier()
         return lifecycle.run(EngineDaemon(launch, notifier), notifier)

@@ -1,5 +1,6 @@
 """The settings of one engine: ``/etc/llm/engines/NAME.yaml``."""
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -71,6 +72,17 @@ class Stop(Settings):
     """Seconds after the drain until what still lives is killed."""
 
 
+class Watchdog(Settings):
+    """When a running engine counts as hung."""
+
+    interval_seconds: float = Field(default=6, gt=0)
+    """Seconds between two looks at the engine's progress."""
+    misses: int = Field(default=3, ge=2)
+    """Looks in a row that see work in flight and nothing moving, after which the engine is restarted."""
+    idle_probe_seconds: float = Field(default=60, gt=0)
+    """Seconds of idleness after which one token is asked for, to see that it still comes."""
+
+
 class EngineSettings(Settings):
     """One engine: a model on some GPUs."""
 
@@ -113,11 +125,14 @@ class EngineSettings(Settings):
     ``/run/llm/engines/NAME``."""
     cache_dir: Path | None = None
     """Folder of the compile caches; null means ``$CACHE_DIRECTORY``, else ``/var/cache/llm/engines/NAME``."""
+    state_dir: Path | None = None
+    """Folder of the post-mortems; null means ``$STATE_DIRECTORY``, else ``/var/lib/llm/engines/NAME``."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Additions to the environment of vLLM; they win over what the daemon sets."""
     startup: Startup = Startup()
     restart: Restart = Restart()
     stop: Stop = Stop()
+    watchdog: Watchdog = Watchdog()
 
     @field_validator("extra_args")
     @classmethod
@@ -174,11 +189,25 @@ def load(name: str, path: Path | None = None) -> EngineSettings:
             "runtime_dir": _absolute(
                 loaded.runtime_dir or _given("RUNTIME_DIRECTORY") or f"/run/llm/engines/{name}", base
             ),
+            "state_dir": _absolute(
+                loaded.state_dir or _given("STATE_DIRECTORY") or f"/var/lib/llm/engines/{name}", base
+            ),
             "cache_dir": _absolute(
                 loaded.cache_dir or _given("CACHE_DIRECTORY") or f"/var/cache/llm/engines/{name}", base
             ),
         }
     )
+
+
+def neighbours(name: str, path: Path | None = None) -> dict[str, EngineSettings]:
+    """The other engines configured beside `name`; files that cannot be read are their own engine's trouble."""
+    path = path or CONFIG_DIR / "engines" / f"{name}.yaml"
+    found: dict[str, EngineSettings] = {}
+    for other in sorted(path.absolute().parent.glob("*.yaml")):
+        if other != path.absolute():
+            with contextlib.suppress(ConfigError):
+                found[other.stem] = settings.load(other, EngineSettings)
+    return found
 
 
 def is_folder(model: str) -> bool:

@@ -36,8 +36,14 @@ def engine_cache(settings: EngineSettings, cache_dir: Path, release: Release) ->
     return folder
 
 
-def environment(settings: EngineSettings, cache: Path, gpu_uuids: tuple[str, ...] = ()) -> dict[str, str]:
-    """The environment for `settings` with its caches in `cache`, on the GPUs with these UUIDs."""
+def environment(
+    settings: EngineSettings, cache: Path, gpu_uuids: tuple[str, ...] = (), direct_access: bool = True
+) -> dict[str, str]:
+    """The environment for `settings` with its caches in `cache`, on the GPUs with these UUIDs.
+
+    Args:
+        direct_access: whether these GPUs can reach each other's memory.
+    """
     made = child_environment()
     made |= {
         "VLLM_NO_USAGE_STATS": "1",
@@ -62,5 +68,10 @@ def environment(settings: EngineSettings, cache: Path, gpu_uuids: tuple[str, ...
     if settings.on_cpu:
         made |= _ON_CPU | {"CUDA_VISIBLE_DEVICES": ""}
     else:
+        if settings.tensor_parallel_size > 1:
+            # A collective that a rank never joins raises instead of waiting for ever (torch.distributed).
+            made["TORCH_NCCL_BLOCKING_WAIT"] = "1"
+            if not direct_access:
+                made["NCCL_P2P_DISABLE"] = "1"
         made |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(gpu_uuids)}
     return made | settings.environment

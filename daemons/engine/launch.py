@@ -1,13 +1,25 @@
 """Everything that is decided before vLLM is started."""
 
+import contextlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemons.engine.command.releases import Release, installed_version, parse_version
+from daemons.engine.command.releases import (
+    OLDEST_DEPLOYED,
+    Release,
+    ask,
+    flags_from_help,
+    installed_version,
+    parse_version,
+    release,
+    table,
+)
 from daemons.engine.command.render import render
 from daemons.engine.config import EngineSettings, is_folder
 from daemons.engine.environment import engine_cache, environment
+from daemons.engine.gpus import Gpu, Inventory, resolve, shared_too_far
 from daemons.runtime.errors import EXIT_CONFIG, Fatal, describe_os_error
 from daemons.runtime.sockets import unix_socket_alive
 
@@ -21,6 +33,7 @@ class Launch:
         environment: the whole environment.
         socket: where vLLM listens.
         gpus: UUIDs of its GPUs.
+        cpus: processors near those GPUs; empty means any.
     """
 
     settings: EngineSettings
@@ -29,6 +42,7 @@ class Launch:
     environment: dict[str, str]
     socket: Path
     gpus: tuple[str, ...] = ()
+    cpus: frozenset[int] = frozenset()
 
 
 def release_of(settings: EngineSettings) -> Release:
@@ -37,40 +51,80 @@ def release_of(settings: EngineSettings) -> Release:
     Raises:
         Fatal: it cannot be found out.
     """
-    if settings.vllm_version is None:
-        return Release(installed_version(settings.vllm))
-    try:
-        return Release(parse_version(settings.vllm_version))
-    except ValueError as error:
-        raise Fatal(f"vllm_version: {error}", EXIT_CONFIG) from None
+    if settings.vllm_version is not None:
+        try:
+            return release(parse_version(settings.vllm_version))
+        except ValueError as error:
+            raise Fatal(f"vllm_version: {error}", EXIT_CONFIG) from None
+    version = installed_version(settings.vllm)
+    if version in table():
+        return release(version)
+    flags = flags_from_help(ask(settings.vllm, "serve", "--help=all"))
+    return Release(version, flags) if flags else release(version)
 
 
-def command_of(settings: EngineSettings, release: Release) -> list[str]:
+def command_of(settings: EngineSettings, release: Release, direct_access: bool = True) -> list[str]:
     """The command for `release`.
 
     Raises:
         Fatal: a flag is unknown to it, or the model folder is absent.
     """
-    return render(settings, release, model_of(settings), socket_of(settings))
+    if release.version < OLDEST_DEPLOYED:
+        oldest = ".".join(map(str, OLDEST_DEPLOYED))
+        raise Fatal(
+            f"vLLM {release.name} has known holes and cannot drain: install {oldest} or newer", EXIT_CONFIG
+        )
+    return render(settings, release, model_of(settings), socket_of(settings), direct_access)
 
 
-def prepare(settings: EngineSettings) -> Launch:
+def prepare(settings: EngineSettings, inventory: Inventory, others: Mapping[str, EngineSettings]) -> Launch:
     """Check everything that can be checked before a start, and make the folders.
+
+    Args:
+        inventory: the GPUs.
+        others: the other engines of this machine by name.
 
     Raises:
         Fatal: the start cannot succeed.
     """
     release = release_of(settings)
-    command = command_of(settings, release)
+    gpus = claim(settings, inventory, others)
+    uuids = tuple(gpu.uuid for gpu in gpus)
+    direct = settings.tensor_parallel_size == 1 or inventory.direct_access(uuids)
+    command = command_of(settings, release, direct)
     make_runtime_dir(settings)
     cache = engine_cache(settings, _resolved(settings.cache_dir), release)
     return Launch(
         settings=settings,
         release=release,
         command=tuple(command),
-        environment=environment(settings, cache),
+        environment=environment(settings, cache, uuids, direct),
         socket=socket_of(settings),
+        gpus=uuids,
+        cpus=frozenset().union(*(gpu.cpus for gpu in gpus)),
     )
+
+
+def claim(
+    settings: EngineSettings, inventory: Inventory, others: Mapping[str, EngineSettings]
+) -> tuple[Gpu, ...]:
+    """The GPUs of this engine.
+
+    Raises:
+        Fatal: one does not exist, or is claimed beyond its memory together with another engine.
+    """
+    if settings.on_cpu:
+        return ()
+    there = inventory.gpus()
+    mine = resolve(settings.gpus, there)
+    claims = []
+    for name, other in others.items():
+        with contextlib.suppress(Fatal):
+            claims.append((name, resolve(other.gpus, there), other.gpu_memory_utilization))
+    fault = shared_too_far(mine, settings.gpu_memory_utilization, claims)
+    if fault:
+        raise Fatal(fault, EXIT_CONFIG)
+    return mine
 
 
 def model_of(settings: EngineSettings) -> str:

@@ -25,12 +25,14 @@ class Meters:
 
     Attributes:
         registry: where they are registered.
+        last_look: when the watchdog last looked at the engine.
     """
 
     def __init__(self, board: Board, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry: CollectorRegistry = new_registry()
         self._clock = clock
         self._last_token: float | None = None
+        self.last_look = clock()
         state = Gauge(
             "llm_engine_state", "1 for the state the engine is in", ["state"], registry=self.registry
         )
@@ -68,6 +70,10 @@ class Meters:
     def token_seen(self) -> None:
         """The token counters moved."""
         self._last_token = self._clock()
+
+    def looked(self) -> None:
+        """The watchdog looked at the engine."""
+        self.last_look = self._clock()
 
     def _since_last_token(self) -> float:
         return float("nan") if self._last_token is None else self._clock() - self._last_token

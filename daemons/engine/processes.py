@@ -38,6 +38,13 @@ def adopt_orphans() -> None:
         raise Fatal(describe_os_error(OSError(error, os.strerror(error)), "adopt orphaned processes"))
 
 
+def stay_near(cpus: frozenset[int]) -> None:
+    """Run on `cpus` only, as far as we may; what we start inherits that, and allocates its memory there."""
+    allowed = os.sched_getaffinity(0) & cpus
+    if allowed:
+        os.sched_setaffinity(0, allowed)
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessInfo:
     """One line of the process table.

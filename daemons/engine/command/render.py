@@ -11,7 +11,9 @@ CPU_KV_CACHE_BYTES = 1 << 30
 """KV cache on the CPU when the settings name none: vLLM would otherwise take a share of the host's memory."""
 
 
-def render(settings: EngineSettings, release: Release, model: str, socket: Path) -> list[str]:
+def render(
+    settings: EngineSettings, release: Release, model: str, socket: Path, direct_access: bool = True
+) -> list[str]:
     """The whole command, program first.
 
     Args:
@@ -19,11 +21,15 @@ def render(settings: EngineSettings, release: Release, model: str, socket: Path)
         release: the vLLM release that will read the command.
         model: folder or hub name of the model.
         socket: path of the unix socket that vLLM shall listen on.
+        direct_access: whether the GPUs can reach each other's memory.
 
     Raises:
         Fatal: the release does not know a flag of `extra_args`, or lacks what the settings ask for.
     """
     wanted = list(_wanted(settings, release, socket))
+    if settings.tensor_parallel_size > 1 and not direct_access:
+        # vLLM trusts the driver about peer access and would hang in its first all-reduce.
+        wanted.append(("disable-custom-all-reduce", True))
     extra = [(flag_name(key), value) for key, value in settings.extra_args.items()]
     release.check([flag for flag, _ in wanted], [flag for flag, value in extra if value is not None])
     command = [*settings.vllm, "serve", model]
@@ -38,7 +44,7 @@ def _wanted(settings: EngineSettings, release: Release, socket: Path) -> Iterato
     if settings.max_model_len is not None:
         yield "max-model-len", settings.max_model_len
     yield "max-num-seqs", settings.max_num_seqs
-    yield from _memory(settings, release)
+    yield from _memory(settings)
     if settings.tensor_parallel_size > 1:
         yield "tensor-parallel-size", settings.tensor_parallel_size
     if settings.quantization is not None:
@@ -50,7 +56,7 @@ def _wanted(settings: EngineSettings, release: Release, socket: Path) -> Iterato
     yield from _housekeeping(settings, release)
 
 
-def _memory(settings: EngineSettings, release: Release) -> Iterator[tuple[str, ExtraValue]]:
+def _memory(settings: EngineSettings) -> Iterator[tuple[str, ExtraValue]]:
     kv_cache = settings.kv_cache_memory_bytes or (CPU_KV_CACHE_BYTES if settings.on_cpu else None)
     if kv_cache is not None:
         yield "kv-cache-memory-bytes", kv_cache

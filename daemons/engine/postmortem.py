@@ -1,0 +1,101 @@
+"""What is written down of a hung engine before it is killed."""
+
+import asyncio
+import contextlib
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from daemons.engine.processes import EngineProcess, ProcessInfo
+from daemons.runtime.errors import describe_os_error
+from daemons.runtime.logs import redact
+from daemons.runtime.notify import child_environment
+
+log = structlog.get_logger()
+
+KEPT = 10
+"""Post-mortems that are kept; the oldest goes first."""
+
+_TOOL_SECONDS = 5.0
+
+
+async def write_post_mortem(folder: Path, reason: str, process: EngineProcess, vllm: str) -> Path | None:
+    """Write one file on why `process` is about to be killed; returns it, or None when it cannot be written.
+
+    Args:
+        folder: where post-mortems lie.
+        reason: the verdict.
+        process: the engine, still there.
+        vllm: its program; py-spy is looked for beside it, and then on the path.
+    """
+    members = await asyncio.to_thread(process.members)
+    pages = [
+        ("verdict", reason),
+        ("processes", "\n".join(map(_describe, members)) or "none is left"),
+        ("stacks", await _stacks(members, vllm)),
+        ("GPUs", await _tool("nvidia-smi", "-q")),
+        (
+            "kernel messages of the driver",
+            await _tool("journalctl", "-k", "--no-pager", "-n", "50", "-g", "NVRM|Xid"),
+        ),
+        ("last log lines", "\n".join(process.tail)),
+    ]
+    text = "".join(f"==== {title}\n{redact(body)}\n\n" for title, body in pages)
+    return await asyncio.to_thread(_store, folder, text)
+
+
+def _store(folder: Path, text: str) -> Path | None:
+    path = folder / f"post-mortem-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.txt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o640)
+        for old in sorted(folder.glob("post-mortem-*.txt"))[:-KEPT]:
+            old.unlink()
+    except OSError as error:
+        log.error("no post-mortem", reason=describe_os_error(error, "write the post-mortem"))
+        return None
+    return path
+
+
+def _describe(info: ProcessInfo) -> str:
+    waits_in = ""
+    with contextlib.suppress(OSError):
+        waits_in = Path(f"/proc/{info.pid}/wchan").read_text(encoding="ascii", errors="replace").strip()
+    return f"{info.pid} (parent {info.parent}) {info.name}: state {info.state} {waits_in}".rstrip()
+
+
+async def _stacks(members: Sequence[ProcessInfo], vllm: str) -> str:
+    beside = Path(vllm).with_name("py-spy")
+    program = str(beside) if beside.is_file() else "py-spy"
+    found = [
+        # A stopped process cannot be paused by py-spy: without --nonblocking it would wait for ever.
+        f"---- {info.pid} {info.name}\n{await _tool(program, 'dump', '--nonblocking', '--pid', str(info.pid))}"
+        for info in members
+    ]
+    return "\n".join(found)
+
+
+async def _tool(program: str, *arguments: str) -> str:
+    """The output of a program, or why there is none."""
+    if shutil.which(program) is None:
+        return f"{program} is not installed"
+    tool = await asyncio.create_subprocess_exec(
+        program,
+        *arguments,
+        env=child_environment(),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(_TOOL_SECONDS):
+            output, _ = await tool.communicate()
+    except TimeoutError:
+        tool.kill()
+        await tool.wait()
+        return f"{program} gave no answer in {_TOOL_SECONDS:.0f} s"
+    return output.decode(errors="replace").strip()
