@@ -26,6 +26,7 @@ from daemons.gateway.tenants.keys import KeyFolder, KeyRing
 from daemons.runtime import metrics as runtime_metrics
 from daemons.runtime.control import EngineReport
 from daemons.runtime.lifecycle import Daemon
+from daemons.runtime.logs import Records
 from daemons.runtime.sockets import port_of
 
 log = structlog.get_logger()
@@ -55,17 +56,19 @@ class Gateway(Daemon):
         self._inference: Inference | None = None
         self._server: GatewayServer | None = None
         self._info: Info | None = None
+        self._settle: Settle | None = None
 
     async def start(self) -> str:
         """Begin to serve."""
         self._folder.refresh()
         authenticate = Authenticator(self._keys)
+        self._settle = Settle(self._metrics, Records("llm-gateway", "request"), ())
         stages = Stages(
             authenticate=authenticate,
             pool=self._pool,
             admission=self._admission,
             attempts=Attempts(self._pool, self._metrics, RetryBudget()),
-            settle=Settle(self._metrics, ()),
+            settle=self._settle,
             metrics=self._metrics,
         )
         self._inference = Inference(self._settings, stages)
@@ -100,6 +103,8 @@ class Gateway(Daemon):
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        if self._settle is not None:
+            self._settle.close()
         for engine in self._pool.engines:
             engine.dialer.close()
 

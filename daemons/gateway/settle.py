@@ -1,5 +1,6 @@
 """The end of every request, whichever way it took: counted, logged, billed."""
 
+import asyncio
 from typing import Protocol
 
 import structlog
@@ -8,8 +9,11 @@ from daemons.gateway.errors import ErrorCode, status_of
 from daemons.gateway.exchange import Exchange
 from daemons.gateway.metrics import Metrics
 from daemons.gateway.relay.sse import TokenCounts
+from daemons.runtime.logs import Records
 
 log = structlog.get_logger()
+
+_FLUSH_SECONDS = 0.05
 
 
 class Bill(Protocol):
@@ -21,8 +25,10 @@ class Bill(Protocol):
 class Settle:
     """Called exactly once for every request that was authenticated."""
 
-    def __init__(self, metrics: Metrics, bills: tuple[Bill, ...]) -> None:
+    def __init__(self, metrics: Metrics, records: Records, bills: tuple[Bill, ...]) -> None:
         self._metrics = metrics
+        self._records = records
+        self._loop = asyncio.get_running_loop()
         self._bills = bills
 
     def __call__(self, exchange: Exchange, failure: ErrorCode | None, now: float, detail: str = "") -> None:
@@ -36,28 +42,36 @@ class Settle:
         status = exchange.status or (status_of(failure) if failure else 200)
         exchange.status = status
         self._metrics.http_responses.add(str(status))
-        log.info(
-            "request",
-            request_id=exchange.request_id,
-            key=exchange.tenant.alias,
-            model=exchange.model,
-            endpoint=exchange.endpoint,
-            priority=exchange.tenant.priority,
-            stream=exchange.stream,
-            outcome=outcome,
-            status=status,
-            engine=exchange.engine.name if exchange.engine else None,
-            prompt_tokens=counts.prompt,
-            cached_tokens=counts.cached,
-            completion_tokens=counts.completion,
-            queue_ms=_ms(exchange.queued_seconds),
-            ttft_ms=_ms(relay.first_at - exchange.arrived) if relay and relay.first_at else None,
-            duration_ms=_ms(now - exchange.arrived),
-            bytes_in=exchange.bytes_in,
-            bytes_out=relay.bytes_out if relay else 0,
-            retries=exchange.retries,
-            **({"detail": detail} if detail else {}),
-        )
+        fields = {
+            "request_id": exchange.request_id,
+            "key": exchange.tenant.alias,
+            "model": exchange.model,
+            "endpoint": exchange.endpoint,
+            "priority": exchange.tenant.priority,
+            "stream": exchange.stream,
+            "outcome": outcome,
+            "status": status,
+            "engine": exchange.engine.name if exchange.engine else None,
+            "prompt_tokens": counts.prompt,
+            "cached_tokens": counts.cached,
+            "completion_tokens": counts.completion,
+            "queue_ms": _ms(exchange.queued_seconds),
+            "ttft_ms": _ms(relay.first_at - exchange.arrived) if relay and relay.first_at else None,
+            "duration_ms": _ms(now - exchange.arrived),
+            "bytes_in": exchange.bytes_in,
+            "bytes_out": relay.bytes_out if relay else 0,
+            "retries": exchange.retries,
+        }
+        if failure is None:
+            if self._records.add(fields):
+                self._loop.call_later(_FLUSH_SECONDS, self._records.flush)
+        else:
+            fields["model"] = exchange.model[:128]
+            log.info("request", **fields, **({"detail": detail} if detail else {}))
+
+    def close(self) -> None:
+        """Write the lines that wait."""
+        self._records.flush()
 
     def _counts(self, exchange: Exchange) -> TokenCounts:
         relay = exchange.relay

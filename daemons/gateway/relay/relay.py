@@ -202,7 +202,7 @@ class Relay:
         self.head = head
         self._refused = head.status != 200
 
-    def body_received(self, data: bytes) -> None:
+    def body_received(self, data: bytes, last: bool) -> None:
         now = monotonic()
         if not self.first_at:
             self.first_at = now

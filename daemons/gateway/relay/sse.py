@@ -140,14 +140,14 @@ class OpenAIFilter(EventFilter):
     def _with_usage(self, event: bytes, at: int) -> bytes:
         self.events += 1
         if event.endswith(b"}}\n\n"):
-            self._usage = event[at + 9 : -3]
             end = len(event) - 3
         else:
             match = _USAGE.match(event, at)
             if match is None:
                 return event
-            self._usage, end = match.group(1), match.end()
-        if _EMPTY_CHOICES in event[:at]:
+            end = match.end()
+        self._usage = event[at + 9 : end]
+        if event.find(_EMPTY_CHOICES, 0, at) > 0:
             return event if self._keep_final else b""
         return event if self._keep_all else event[:at] + event[end:]
 

@@ -16,6 +16,10 @@ _HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache\r\n"
     b"X-Accel-Buffering: no\r\n%b%b\r\n"
 )
+_CHUNKED = b"Transfer-Encoding: chunked\r\n"
+_END = b"0\r\n\r\n"
+_SIZES = 4096
+_SIZE_LINES = [b"%x\r\n" % size for size in range(_SIZES)]
 _COMMENT = b": keep-alive\n\n"
 
 
@@ -26,7 +30,7 @@ class StreamRelay(Relay):
     keeps its status code, and after a comment another engine may still take over.
     """
 
-    __slots__ = ("_error_event", "_filter", "_make_filter", "_written_at")
+    __slots__ = ("_ended", "_error_event", "_filter", "_make_filter", "_written_at")
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class StreamRelay(Relay):
         self._filter = events()
         self._error_event = error_event
         self._written_at = self._started
+        self._ended = False
 
     def usage(self) -> TokenCounts | None:
         return self._filter.usage()
@@ -65,9 +70,9 @@ class StreamRelay(Relay):
                 ErrorCode.ENGINE_PROTOCOL_ERROR, "the engine answers a streaming request without a stream"
             )
 
-    def body_received(self, data: bytes) -> None:
+    def body_received(self, data: bytes, last: bool) -> None:
         if self._refused:
-            super().body_received(data)
+            super().body_received(data, last)
             return
         events = self._filter
         before = events.events
@@ -87,7 +92,7 @@ class StreamRelay(Relay):
             self.last_at = now
         if out and (self.first_at or events.complete):
             self.answered = True
-            self._send(out, now)
+            self._send(out, now, last=last and events.complete)
         if events.error is not None:
             self.fail(ErrorCode.ENGINE_ERROR, events.error[:2000].decode(errors="replace"))
 
@@ -96,7 +101,7 @@ class StreamRelay(Relay):
             super().response_ended()
         elif self._filter.complete:
             self._connection = None
-            self._write_end()
+            self._finish()
             self._conclude()
         else:
             self._failed(ErrorCode.ENGINE_LOST, "the engine ended the stream before the answer was complete")
@@ -110,13 +115,26 @@ class StreamRelay(Relay):
 
     def close_with(self, code: ErrorCode) -> None:
         """End an opened stream with an error: it never looks complete, and its body ends cleanly."""
-        self._send(self._error_event(code), monotonic())
-        self._write_end()
+        self._send(self._error_event(code), monotonic(), last=True)
 
-    def _send(self, data: bytes, now: float) -> None:
+    def _send(self, data: bytes, now: float, *, last: bool = False) -> None:
+        """Write `data`, with the response head before the first piece and the body's end after the last."""
         self._written_at = now
+        if self._chunked:
+            size = len(data)
+            data = b"".join((_SIZE_LINES[size] if size < _SIZES else b"%x\r\n" % size, data, b"\r\n"))
+            if last:
+                data += _END
+                self._ended = True
         if not self.opened:
             self.opened = True
-            framing = b"Transfer-Encoding: chunked\r\n" if self._chunked else b""
-            self._write(_HEAD % (framing, self._fields))
-        self._write_piece(data)
+            data = _HEAD % (_CHUNKED if self._chunked else b"", self._fields) + data
+        transport = self._client.transport
+        if transport is not None:
+            self.bytes_out += len(data)
+            transport.write(data)
+
+    def _finish(self) -> None:
+        if self._chunked and not self._ended:
+            self._ended = True
+            self._write(_END)

@@ -19,8 +19,8 @@ class Sink(Protocol):
     def response_began(self, head: ResponseHead) -> None:
         """The head has arrived."""
 
-    def body_received(self, data: bytes) -> None:
-        """The next piece of the body, its transfer coding removed; never empty."""
+    def body_received(self, data: bytes, last: bool) -> None:
+        """The next piece of the body, its transfer coding removed; never empty, `last` if none follows."""
 
     def response_ended(self) -> None:
         """The body is complete."""
@@ -93,7 +93,7 @@ class EngineConnection(asyncio.Protocol):
             self._fail(error)
             return
         if payload:
-            sink.body_received(payload)
+            sink.body_received(payload, body.done)
         if body.done:
             self._finish()
 
@@ -120,7 +120,7 @@ class EngineConnection(asyncio.Protocol):
         payload = body.feed(rest) if rest else b""
         sink.response_began(head)
         if payload and self._sink is not None:
-            sink.body_received(payload)
+            sink.body_received(payload, body.done)
         if body.done:
             self._finish()
 
