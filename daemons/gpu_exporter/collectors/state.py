@@ -1,5 +1,6 @@
 """Modes and states of the GPU as a whole."""
 
+import ctypes
 from collections.abc import Iterator
 
 import pynvml
@@ -49,7 +50,7 @@ def read_modes(gpu: Gpu) -> Iterator[Sample]:
     if (mode := gpu.ask(pynvml.nvmlDeviceGetPersistenceMode)) is not None:
         yield PERSISTENCE(mode)
     fabric = pynvml.c_nvmlGpuFabricInfo_v2_t()
-    if gpu.ask(pynvml.nvmlDeviceGetGpuFabricInfoV, fabric) is not None and fabric.state:
+    if gpu.ask(pynvml.nvmlDeviceGetGpuFabricInfoV, ctypes.byref(fabric)) is not None and fabric.state:
         yield from (FABRIC(int(fabric.state == code), ("state", name)) for name, code in _FABRIC)
 
 

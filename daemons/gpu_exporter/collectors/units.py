@@ -18,6 +18,12 @@ PROCESSES = gauge("gpu_unit_processes", "Processes of the systemd unit that use 
 
 OTHER = "other"
 
+# Drivers before 510 lack the third version; the bindings' unversioned names raise where they do.
+_PROCESSES = (
+    (pynvml.nvmlDeviceGetComputeRunningProcesses_v3, pynvml.nvmlDeviceGetComputeRunningProcesses_v2),
+    (pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3, pynvml.nvmlDeviceGetGraphicsRunningProcesses_v2),
+)
+
 
 @dataclass(slots=True)
 class _Usage:
@@ -83,8 +89,7 @@ class Units:
 
 def _memory_by_pid(gpu: Gpu) -> dict[int, float | None] | None:
     """Memory by process; a process with both a compute and a graphics context is listed twice by NVML."""
-    compute = gpu.ask(pynvml.nvmlDeviceGetComputeRunningProcesses)
-    graphics = gpu.ask(pynvml.nvmlDeviceGetGraphicsRunningProcesses)
+    compute, graphics = (_first(gpu, calls) for calls in _PROCESSES)
     if compute is None and graphics is None:
         return None
     used: dict[int, float | None] = {}
@@ -95,6 +100,13 @@ def _memory_by_pid(gpu: Gpu) -> dict[int, float | None] | None:
         for pid, memory in listed.items():
             used[pid] = memory if used.get(pid) is None else max(used[pid] or 0, memory or 0)
     return used
+
+
+def _first(gpu: Gpu, calls: tuple[Callable[[Any], list[Any]], ...]) -> list[Any] | None:
+    for call in calls:
+        if (processes := gpu.ask(call)) is not None:
+            return processes
+    return None
 
 
 def _sum(one: float | None, other: float | None) -> float | None:

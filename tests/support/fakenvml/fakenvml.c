@@ -93,6 +93,7 @@ static R text_of(int slot, const char *key, char *out, unsigned size) {
     char key[64]; snprintf(key, sizeof key, prefix "%d", which); NUMBERS(key, 1); *out = v[0]; return OK; }
 
 R nvmlInitWithFlags(unsigned flags) { (void)flags; inited = 1; R gated = gate(__func__, NULL); if (gated) { inited = 0; return gated; }
+    xids_taken = 0;
     for (int i = 0; i < GPUS; i++) { devs[i].idx = i; devs[i].mig = -1; for (int m = 0; m < MIGS; m++) { migs[i][m].idx = i; migs[i][m].mig = m; } }
     return OK; }
 R nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
@@ -170,6 +171,8 @@ static R processes(Dev *d, const char *key, unsigned *count, Process *out) {
 }
 R nvmlDeviceGetComputeRunningProcesses_v3(Dev *d, unsigned *count, Process *out) { GATE(d); return processes(d, "compute", count, out); }
 R nvmlDeviceGetGraphicsRunningProcesses_v3(Dev *d, unsigned *count, Process *out) { GATE(d); return processes(d, "graphics", count, out); }
+R nvmlDeviceGetComputeRunningProcesses_v2(Dev *d, unsigned *count, Process *out) { GATE(d); return processes(d, "compute", count, out); }
+R nvmlDeviceGetGraphicsRunningProcesses_v2(Dev *d, unsigned *count, Process *out) { GATE(d); return processes(d, "graphics", count, out); }
 typedef struct { unsigned pid; u64 at; unsigned sm, memory, encoder, decoder; } Busy;
 R nvmlDeviceGetProcessUtilization(Dev *d, Busy *out, unsigned *count, u64 since) { GATE(d);
     if (!find(d->idx, "busy_samples")) return NOTSUP;
@@ -186,7 +189,7 @@ R nvmlDeviceGetProcessUtilization(Dev *d, Busy *out, unsigned *count, u64 since)
 typedef union { double d; unsigned ui; unsigned long ul; u64 ull; long long sll; int si; } Value;
 typedef struct { unsigned id, scope; long long at, latency; int type; R result; Value value; } FieldValue;
 R nvmlDeviceGetFieldValues(Dev *d, int count, FieldValue *f) { GATE(d);
-    for (int i = 0; i < count; i++) { char key[64], name[32]; u64 v;
+    for (int i = 0; i < count; i++) { char key[64], name[32]; u64 v = 0;
         snprintf(name, sizeof name, "field.%u", f[i].id);
         const char *error = rule("error", d->idx, name);
         snprintf(key, sizeof key, "field.%u.%u", f[i].id, f[i].scope);
