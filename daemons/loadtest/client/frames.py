@@ -66,7 +66,7 @@ Report = Ready | Progress | Finished | Failed
 Command = Literal["drain", "cut"]
 _HEADER = 4
 _encoder = msgspec.msgpack.Encoder()
-_reports = msgspec.msgpack.Decoder(Report)
+_reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
 _orders = msgspec.msgpack.Decoder(Order)
 
 

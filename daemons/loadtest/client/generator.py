@@ -26,6 +26,8 @@ DEAD_AFTER = 3.0
 DEAD_COUNT = 10
 BACK_OFF = 0.1
 """Pause of a closed-loop client after a failure, so that a server that refuses is not hammered."""
+STAGGER = 1.0
+"""Seconds over which the clients of a closed loop begin."""
 TIMER_STEP = 0.001
 """Resolution of uvloop's timers; a shorter delay would spin."""
 
@@ -79,8 +81,10 @@ class Generator:
         if self._work.starts is None:
             if self._plan.requests is None:
                 self._loop.call_later(self._plan.duration, self.drain, "complete")
-            for _ in range(self._limit or 1):
-                self._begin_session(self._start)
+            clients = self._limit or 1
+            for client in range(clients):
+                # Spread over a second: all at once would measure a stampede that no real load is.
+                self._loop.call_later(STAGGER * client / clients, self._first_session)
         else:
             self._tick(self._work.starts)
         await self._ended.wait()
@@ -114,7 +118,11 @@ class Generator:
             self._sending_ended = perf_counter() - self._start
 
     def _end_if_done(self) -> None:
-        if not self._more and not self._backlog and not (self._pool.under_way if self._stopped else self._active):
+        if (
+            not self._more
+            and not self._backlog
+            and not (self._pool.under_way if self._stopped else self._active)
+        ):
             self._ended.set()
 
     def _give_up_backlog(self) -> None:
@@ -152,6 +160,10 @@ class Generator:
             else:
                 self._active += 1
                 self._send_next(session, intended, intended)
+
+    def _first_session(self) -> None:
+        self._begin_session(perf_counter())
+        self._end_if_done()
 
     def _begin_session(self, intended: float) -> None:
         """Closed loop: a client begins its next session."""
@@ -197,7 +209,9 @@ class Generator:
         self._planned -= exchange.request.planned_tokens
         self._events += exchange.events
         known = record.prompt_tokens >= 0
-        self._tokens += record.prompt_tokens + record.output_tokens if known else exchange.request.planned_tokens
+        self._tokens += (
+            record.prompt_tokens + record.output_tokens if known else exchange.request.planned_tokens
+        )
         self._watch_for_death(outcome, now)
         failed = outcome not in {Outcome.OK, Outcome.CANCELLED}
         pause = 0.0

@@ -161,6 +161,17 @@ class ResponseParser:
 
     def _chunked(self, data: bytes, pieces: list[bytes]) -> None:
         at, size = 0, len(data)
+        if self._state is _State.CHUNK_SIZE:
+            # What nearly every read of a stream holds: one whole chunk.
+            end = data.find(b"\r\n")
+            if (
+                0 < end < 8
+                and _HEX.fullmatch(data, 0, end)
+                and (last := end + 2 + int(data[:end], 16)) > end + 2
+            ):
+                if last + 2 == size and data.endswith(b"\r\n"):
+                    pieces.append(data[end + 2 : last])
+                    return
         while at < size:
             state = self._state
             if state is _State.CHUNK_DATA:

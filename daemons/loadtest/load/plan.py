@@ -222,7 +222,10 @@ class Plan(Settings):
 
     @model_validator(mode="after")
     def _distinct(self) -> "Plan":
-        for what, names in (("prompt types", [t.name for t in self.mix]), ("keys", [k.name for k in self.keys])):
+        for what, names in (
+            ("prompt types", [t.name for t in self.mix]),
+            ("keys", [k.name for k in self.keys]),
+        ):
             if len(names) != len(set(names)):
                 raise ValueError(f"two {what} have the same name")
         known = {t.name for t in self.mix}

@@ -24,6 +24,8 @@ from daemons.loadtest.measure.statistics import BLOCKS, Blocks, mean_interval, p
 
 MAX_CPU = 0.9
 """Share of a core above which the generator cannot be trusted to be on time."""
+_DIFFERENT = 0.1
+"""Relative difference from the rest that makes the beginning a warm-up."""
 _BLOCK_METRICS = ("ttft", "itl", "tpot", "e2e")
 
 
@@ -157,7 +159,11 @@ def _detected_warmup(ordered: Sequence[tuple[float, float]], end: float) -> tupl
     cut = warmup_end(means)
     if cut is None:
         return 0.0, "none left out: no steady state was found"
-    # A cut of a few batches is within the noise of the rule; the connections' set-up is always left out.
+    before, after = means[:cut], means[cut:]
+    settled = sum(after) / len(after)
+    # The rule always finds some cut in noise; one counts where the beginning really was different.
+    if not before or abs(sum(before) / len(before) - settled) < _DIFFERENT * settled:
+        return 0.0, "none: the beginning was like the rest"
     start = ordered[cut * size][0]
     return start, f"{start:.1f} s, detected (MSER)"
 
@@ -254,7 +260,9 @@ def _group(
     seconds = window[1] - window[0]
     ok = [s for s in kept if s.record.outcome == Outcome.OK]
     with_usage = [s for s in ok if s.record.prompt_tokens >= 0]
-    ended = sum(1 for s in samples if s.record.outcome == Outcome.OK and window[0] <= s.record.end <= window[1])
+    ended = sum(
+        1 for s in samples if s.record.outcome == Outcome.OK and window[0] <= s.record.end <= window[1]
+    )
     good = sum(1 for s in ok if s.latencies and _is_good(s, bounds[s.record.type]))
     outcomes = {o.name.lower(): sum(1 for s in kept if s.record.outcome == o) for o in Outcome}
     return Group(

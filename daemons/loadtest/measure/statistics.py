@@ -8,6 +8,7 @@ from operator import mul
 
 from daemons.loadtest.measure.histogram import Histogram, bucket_middle
 
+_TREND = 3.0
 Interval = tuple[float, float]
 RESAMPLES = 400
 CONFIDENCE = 0.95
@@ -30,7 +31,9 @@ class Blocks:
 
     def __init__(self, histograms: Sequence[Histogram]) -> None:
         self._blocks = len(histograms)
-        entries = sorted((bucket, number, n) for number, h in enumerate(histograms) for bucket, n in h.counts.items())
+        entries = sorted(
+            (bucket, number, n) for number, h in enumerate(histograms) for bucket, n in h.counts.items()
+        )
         self._values = [bucket_middle(bucket) for bucket, _, _ in entries]
         self._numbers = [number for _, number, _ in entries]
         self._counts = [n for _, _, n in entries]
@@ -96,7 +99,7 @@ def ratio_interval(base: Blocks, now: Blocks, percent: float, seed: int = 0) -> 
 def warmup_end(series: Sequence[float]) -> int | None:
     """How many leading values to leave out: MSER (White 1997), the cut that minimises the mean's standard error.
 
-    None when the best cut lies in the second half: then no steady state was reached.
+    None when the best cut lies in the second half and the series rises: then no steady state was reached.
     """
     count = len(series)
     if count < 10:
@@ -114,7 +117,9 @@ def warmup_end(series: Sequence[float]) -> int | None:
     for left, error in enumerate(errors):
         if error < best_error * (1 - 1e-9):
             best, best_error = left, error
-    return best if best <= count // 2 else None
+    if best <= count // 2:
+        return best
+    return None if abs(trend(series)) > _TREND else 0
 
 
 def trend(series: Sequence[float]) -> float:
@@ -128,7 +133,9 @@ def trend(series: Sequence[float]) -> float:
     return (score - (score > 0) + (score < 0)) / spread
 
 
-def mean_interval(blocks: Sequence[float], seed: int = 0, of: Callable[[Sequence[float]], float] | None = None) -> Interval | None:
+def mean_interval(
+    blocks: Sequence[float], seed: int = 0, of: Callable[[Sequence[float]], float] | None = None
+) -> Interval | None:
     """Bootstrap interval of the mean of `blocks`; None for fewer than 5."""
     if len(blocks) < 5:
         return None

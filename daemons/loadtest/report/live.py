@@ -1,0 +1,167 @@
+"""What is shown while a run goes on: a display on a terminal, a line every few seconds elsewhere."""
+
+from collections import deque
+from collections.abc import Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from daemons.loadtest.client.frames import Progress
+from daemons.loadtest.client.records import FAILURES, Outcome, Records
+from daemons.loadtest.measure.histogram import Histogram
+from daemons.loadtest.report.text import milliseconds
+
+_BARS = "▁▂▃▄▅▆▇█"
+_WINDOW = 5.0
+_LINE_EVERY = 5.0
+_SPARK_POINTS = 60
+
+
+class Figures:
+    """Running figures of a run."""
+
+    def __init__(self) -> None:
+        self.ttft, self.e2e, self.itl = Histogram(), Histogram(), Histogram()
+        self.outcomes: dict[str, int] = {}
+        self.ok = self.failed = 0
+        self.lag = 0.0
+        self.last: Progress | None = None
+        self.per_second: deque[float] = deque(maxlen=_SPARK_POINTS)
+        self._recent: deque[tuple[float, int, int]] = deque()
+        self._second = 0
+
+    def take(self, records: Records, progress: Progress) -> None:
+        """Take the requests that ended since the last time."""
+        tokens = 0
+        for record, gaps in records.with_gaps():
+            self.lag = max(self.lag, record.sent - record.due)
+            if record.outcome == Outcome.OK:
+                self.ok += 1
+                tokens += max(0, record.output_tokens)
+                self.e2e.extend((record.end - record.intended,))
+                if record.first == record.first:  # NaN when nothing was streamed
+                    self.ttft.extend((record.first - record.intended,))
+                self.itl.extend(gaps)
+            else:
+                name = Outcome(record.outcome).name.lower().replace("_", " ")
+                self.outcomes[name] = self.outcomes.get(name, 0) + 1
+                self.failed += record.outcome in FAILURES
+        self.last = progress
+        self._recent.append((progress.at, len(records), tokens))
+        while self._recent and progress.at - self._recent[0][0] > _WINDOW:
+            self._recent.popleft()
+        if int(progress.at) > self._second:
+            self._second = int(progress.at)
+            self.per_second.append(self.request_rate)
+
+    @property
+    def request_rate(self) -> float:
+        """Requests that ended, a second, lately."""
+        return self._rate(1)
+
+    @property
+    def token_rate(self) -> float:
+        """Output tokens of answers that ended, a second, lately."""
+        return self._rate(2)
+
+    def _rate(self, column: int) -> float:
+        if self.last is None or not self._recent:
+            return 0.0
+        span = min(_WINDOW, self.last.at)
+        return sum(entry[column] for entry in self._recent) / span if span else 0.0
+
+    def line(self) -> str:
+        """Everything in one line."""
+        if self.last is None:
+            return "starting"
+        parts = [
+            f"{self.last.at:6.1f} s",
+            f"{self.request_rate:.1f} req/s",
+            f"{self.token_rate:.0f} tok/s",
+            f"in flight {self.last.in_flight}",
+        ]
+        if self.last.backlog:
+            parts.append(f"waiting {self.last.backlog}")
+        for name, histogram in (("TTFT", self.ttft), ("E2E", self.e2e)):
+            if histogram.total:
+                shown = "/".join(milliseconds(histogram.percentile(p)) for p in (50, 95, 99))
+                parts.append(f"{name} P50/95/99 {shown} ms")
+        parts.append(f"ok {self.ok} failed {self.failed}")
+        return "  ".join(parts)
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """The values as bars, from 0 to their maximum."""
+    top = max(values, default=0.0)
+    if top <= 0:
+        return ""
+    return "".join(_BARS[min(len(_BARS) - 1, int(v / top * (len(_BARS) - 1) + 0.5))] for v in values)
+
+
+class LiveDisplay:
+    """`Observer` for a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._figures = Figures()
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+
+    def begin(self, types: Sequence[str]) -> None:
+        """See `Observer`."""
+        self._figures = Figures()
+        self._live.start()
+
+    def progress(self, records: Records, progress: Progress) -> None:
+        """See `Observer`."""
+        self._figures.take(records, progress)
+        self._live.update(render(self._figures), refresh=True)
+
+    def end(self) -> None:
+        """See `Observer`."""
+        self._live.stop()
+
+
+def render(figures: Figures) -> RenderableType:
+    """The live display."""
+    last = figures.last
+    if last is None:
+        return Text("starting")
+    head = Text(
+        f"{last.at:.0f} s   {figures.request_rate:,.1f} req/s   {figures.token_rate:,.0f} tok/s   in flight "
+        f"{last.in_flight:,}   waiting {last.backlog:,}   lag max {milliseconds(figures.lag)} ms"
+    )
+    table = Table(box=None, pad_edge=False)
+    for name in ("ms", "P50", "P95", "P99", "max"):
+        table.add_column(name, justify="left" if name == "ms" else "right")
+    rows = (("time to first token", figures.ttft), ("inter-token", figures.itl), ("end to end", figures.e2e))
+    for name, histogram in rows:
+        table.add_row(name, *(milliseconds(histogram.percentile(p)) for p in (50, 95, 99, 100)))
+    counts = Text(f"ok {figures.ok:,}   failed {figures.failed:,}", "red" if figures.failed else "green")
+    for name, count in figures.outcomes.items():
+        counts.append(f"   {name} {count:,}")
+    spark = Text(f"req/s {sparkline(figures.per_second)}", "cyan")
+    return Group(head, table, counts, spark, Text("Ctrl-C ends the run, twice at once", "dim"))
+
+
+class PlainLines:
+    """`Observer` for anything that is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._figures = Figures()
+        self._shown = 0.0
+
+    def begin(self, types: Sequence[str]) -> None:
+        """See `Observer`."""
+        self._figures, self._shown = Figures(), 0.0
+
+    def progress(self, records: Records, progress: Progress) -> None:
+        """See `Observer`."""
+        self._figures.take(records, progress)
+        if progress.at - self._shown >= _LINE_EVERY:
+            self._shown = progress.at
+            self._console.print(self._figures.line(), soft_wrap=True, highlight=False)
+
+    def end(self) -> None:
+        """See `Observer`."""

@@ -1,0 +1,132 @@
+"""The target: read from the command line, asked what it serves, and looked at for metrics."""
+
+import asyncio
+import ipaddress
+from collections.abc import Sequence
+from urllib.parse import unquote, urlsplit
+
+import aiohttp
+import msgspec
+
+from daemons.loadtest.client.connection import Target
+from daemons.loadtest.measure.scrape import Kind, Source
+from daemons.runtime.errors import EXIT_CONFIG, Fatal
+
+_TIMEOUT = aiohttp.ClientTimeout(total=10)
+_GLANCE = aiohttp.ClientTimeout(total=1)
+_STANDARD_PORTS: tuple[tuple[Kind, int], ...] = (
+    ("gateway", 9102),
+    ("gpu", 9101),
+    *(("engine", port) for port in range(9110, 9118)),
+)
+_SIGNS: dict[Kind, str] = {"gateway": "llm_gateway_", "engine": "vllm:", "gpu": "gpu_"}
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+def parse_target(url: str) -> Target:
+    """The target that `url` names: ``http://HOST[:PORT]``, ``https://…`` or ``unix:///PATH``.
+
+    Raises:
+        Fatal: it names no single host, or carries more than an address.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "unix" and parts.path and not parts.netloc:
+        return Target(host="localhost", port=80, unix_path=unquote(parts.path))
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise Fatal(
+            f"--url {url}: name the target in full, as in http://localhost:8080 or unix:///run/x.sock",
+            EXIT_CONFIG,
+        )
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise Fatal("--url takes an address only; an API key goes in a file (--key-file)", EXIT_CONFIG)
+    if _is_wildcard(parts.hostname):
+        raise Fatal(f"--url {url}: {parts.hostname} is no host; name the one to load", EXIT_CONFIG)
+    tls = parts.scheme == "https"
+    try:
+        port = parts.port or (443 if tls else 80)
+    except ValueError:
+        raise Fatal(f"--url {url}: the port is no number from 1 to 65535", EXIT_CONFIG) from None
+    base = parts.path.rstrip("/").removesuffix("/v1")
+    return Target(host=parts.hostname, port=port, tls=tls, base_path=base)
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _is_loopback(target: Target) -> bool:
+    if target.unix_path is not None or target.host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(target.host).is_loopback
+    except ValueError:
+        return False
+
+
+def _url(target: Target, path: str) -> str:
+    return f"{'https' if target.tls else 'http'}://{target.host_header}{target.base_path}{path}"
+
+
+def _session(target: Target, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
+    connector = aiohttp.UnixConnector(target.unix_path) if target.unix_path is not None else None
+    return aiohttp.ClientSession(connector=connector, timeout=timeout)
+
+
+async def served_model(target: Target, secret: str, wanted: str | None) -> str:
+    """The model to ask for: `wanted`, or the first that the target lists.
+
+    Raises:
+        Fatal: nobody answers there, the key is refused, or no model is listed and none is wanted.
+    """
+    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+    try:
+        async with (
+            _session(target, _TIMEOUT) as session,
+            session.get(_url(target, "/v1/models"), headers=headers, allow_redirects=False) as response,
+        ):
+            status, body = response.status, await response.read()
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        where = target.unix_path or f"{target.host}:{target.port}"
+        raise Fatal(f"no answer from {where} ({type(error).__name__}): is the target running?", 4) from None
+    if status in {401, 403}:
+        raise Fatal(
+            f"the target refuses the API key ({status}): give a valid one with --key-file", EXIT_CONFIG
+        )
+    if wanted is not None:
+        return wanted
+    try:
+        return msgspec.json.decode(body, type=_Models).data[0].id
+    except (msgspec.MsgspecError, IndexError):
+        raise Fatal(
+            f"the target lists no model ({status} from /v1/models): name one with --model", 4
+        ) from None
+
+
+async def discover(target: Target) -> Sequence[Source]:
+    """Metrics of the target itself, and on the standard ports when it is on this machine."""
+    candidates: list[Source] = []
+    if target.unix_path is None:
+        candidates.append(Source("engine", _url(target, "/metrics")))
+    if _is_loopback(target):
+        candidates += [Source(kind, f"http://127.0.0.1:{port}/metrics") for kind, port in _STANDARD_PORTS]
+    async with aiohttp.ClientSession(timeout=_GLANCE) as session:
+        found = await asyncio.gather(*(_shows(session, source) for source in candidates))
+    return [source for source, shown in zip(candidates, found, strict=True) if shown]
+
+
+async def _shows(session: aiohttp.ClientSession, source: Source) -> bool:
+    try:
+        async with session.get(source.url, allow_redirects=False) as response:
+            return response.status == 200 and _SIGNS[source.kind] in await response.text()
+    except (aiohttp.ClientError, OSError, TimeoutError, UnicodeDecodeError):
+        return False
