@@ -7,7 +7,7 @@ from daemons.engine import config
 from daemons.engine.api import EngineApi
 from daemons.engine.board import Board
 from daemons.engine.control_server import control_app
-from daemons.engine.gpus import NvmlInventory
+from daemons.engine.gpus import Inventory, NvmlInventory
 from daemons.engine.launch import Launch, command_of, control_socket_of, prepare, release_of
 from daemons.engine.meters import Meters, metrics_app
 from daemons.engine.processes import adopt_orphans, stay_near
@@ -23,12 +23,14 @@ PROG = "llm-engine"
 class EngineDaemon(lifecycle.Daemon):
     """The supervisor with its control socket and its metrics."""
 
-    def __init__(self, launch: Launch, notifier: Notifier) -> None:
+    def __init__(self, launch: Launch, notifier: Notifier, inventory: Inventory) -> None:
         self._launch = launch
         self._board = Board(launch.gpus)
         self._api = EngineApi(launch.socket)
         self._meters = Meters(self._board)
-        self._supervisor = Supervisor(launch, self._board, self._api, self._meters, notifier)
+        self._supervisor = Supervisor(
+            launch, self._board, self._api, self._meters, notifier, inventory=inventory
+        )
         self._servers = contextlib.AsyncExitStack()
 
     async def start(self) -> str:
@@ -43,6 +45,10 @@ class EngineDaemon(lifecycle.Daemon):
     async def run(self) -> None:
         """Keep it running."""
         await self._supervisor.run()
+
+    def progressing(self) -> bool:
+        """Whether the watchdog within still runs; it, not systemd, restarts vLLM."""
+        return self._supervisor.alive()
 
     async def stop(self) -> None:
         """End vLLM, then ourselves; the control socket speaks to the last."""
@@ -66,11 +72,12 @@ def main(argv: list[str] | None = None) -> int:
 
     def run() -> int:
         settings = config.load(args.name, args.config)
-        launch = prepare(settings, NvmlInventory(), config.neighbours(args.name, args.config))
+        inventory = NvmlInventory()
+        launch = prepare(settings, inventory, config.neighbours(args.name, args.config))
         stay_near(launch.cpus)
         adopt_orphans()
         notifier = SystemdNotifier()
-        return lifecycle.run(EngineDaemon(launch, notifier), notifier)
+        return lifecycle.run(EngineDaemon(launch, notifier, inventory), notifier)
 
     if args.check:
         return cli.report_check(PROG, check)

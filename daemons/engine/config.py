@@ -200,7 +200,7 @@ def load(name: str, path: Path | None = None) -> EngineSettings:
 
 
 def neighbours(name: str, path: Path | None = None) -> dict[str, EngineSettings]:
-    """The other engines configured beside `name`; files that cannot be read are their own engine's trouble."""
+    """The other engines configured beside `name`; a file that cannot be read is its own engine's trouble."""
     path = path or CONFIG_DIR / "engines" / f"{name}.yaml"
     found: dict[str, EngineSettings] = {}
     for other in sorted(path.absolute().parent.glob("*.yaml")):

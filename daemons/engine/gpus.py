@@ -190,7 +190,7 @@ def shared_too_far(
         if total > 1.0 + 1e-9:
             whose = ", ".join(f"{name} {claim:.2f}" for name, claim in claims)
             return (
-                f"GPU {gpu.index} ({gpu.uuid}) is claimed to {total:.2f} of its memory: this engine {share:.2f}, "
-                f"{whose}; lower gpu_memory_utilization or give this engine another GPU"
+                f"GPU {gpu.index} ({gpu.uuid}) is claimed to {total:.2f} of its memory: "
+                f"this engine {share:.2f}, {whose}; lower gpu_memory_utilization or take another GPU"
             )
     return ""

@@ -9,13 +9,13 @@ import structlog
 
 from daemons.engine.api import EngineApi, EngineSilent, EngineUnreachable
 from daemons.engine.board import Board
-from daemons.engine.config import Watchdog
+from daemons.engine.config import EngineSettings
 from daemons.engine.meters import Meters
 from daemons.engine.vitals import Vitals, parse_vitals
 
 log = structlog.get_logger()
 
-_LOOK_SECONDS = 2.0
+_LOOK_SECONDS = 5.0
 
 
 class Hung(Exception):
@@ -77,17 +77,17 @@ class Monitor:
         api: EngineApi,
         board: Board,
         meters: Meters,
-        settings: Watchdog,
-        model: str,
+        settings: EngineSettings,
+        *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
         self._board = board
         self._meters = meters
-        self._settings = settings
-        self._model = model
+        self._settings = settings.watchdog
+        self._model = settings.served_names[0]
         self._clock = clock
-        self._judge = Judge(settings.misses)
+        self._judge = Judge(settings.watchdog.misses)
         self._probe: asyncio.Task[None] | None = None
         self._quiet_since = clock()
 
@@ -99,9 +99,10 @@ class Monitor:
         """
         try:
             while True:
+                next_look = self._clock() + self._settings.interval_seconds
                 await self._look_once()
                 self._meters.looked()
-                await asyncio.sleep(self._settings.interval_seconds)
+                await asyncio.sleep(max(0.0, next_look - self._clock()))
         finally:
             if self._probe is not None:
                 self._probe.cancel()
@@ -123,13 +124,13 @@ class Monitor:
 
     async def _vitals(self) -> Vitals | None:
         try:
-            answer = await self._api.get("/metrics", _LOOK_SECONDS)
+            answer = await self._api.get("/metrics", min(_LOOK_SECONDS, self._settings.interval_seconds))
         except (EngineSilent, EngineUnreachable):
             return None
         return parse_vitals(answer.body) if answer.status == 200 else None
 
     async def _ask_one_token(self) -> None:
-        # Its answer shows in the token counters; here it only must not raise. It waits longer than any verdict.
+        # Its answer shows in the token counters; here it only must not raise, and outwait any verdict.
         limit = self._settings.interval_seconds * (self._settings.misses + 2)
         body = {"model": self._model, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
         with contextlib.suppress(EngineSilent, EngineUnreachable):

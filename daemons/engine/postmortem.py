@@ -71,11 +71,11 @@ def _describe(info: ProcessInfo) -> str:
 async def _stacks(members: Sequence[ProcessInfo], vllm: str) -> str:
     beside = Path(vllm).with_name("py-spy")
     program = str(beside) if beside.is_file() else "py-spy"
-    found = [
+    found = []
+    for info in members:
         # A stopped process cannot be paused by py-spy: without --nonblocking it would wait for ever.
-        f"---- {info.pid} {info.name}\n{await _tool(program, 'dump', '--nonblocking', '--pid', str(info.pid))}"
-        for info in members
-    ]
+        dump = await _tool(program, "dump", "--nonblocking", "--pid", str(info.pid))
+        found.append(f"---- {info.pid} {info.name}\n{dump}")
     return "\n".join(found)
 
 

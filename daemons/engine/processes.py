@@ -146,7 +146,7 @@ class EngineProcess:
         return left
 
     def _kill_once(self) -> list[ProcessInfo]:
-        """Kill what lives and collect adopted processes that ended; the child is the event loop's to collect."""
+        """Kill what lives, collect adopted processes that ended; the child is the event loop's to collect."""
         me, alive = os.getpid(), []
         for info in family(self.pid, process_table(), me):
             if info.state != "Z":

@@ -12,6 +12,7 @@ from daemons.engine.api import EngineApi
 from daemons.engine.board import Board
 from daemons.engine.config import Restart
 from daemons.engine.diagnosis import describe_exit
+from daemons.engine.gpus import Inventory
 from daemons.engine.launch import Launch
 from daemons.engine.meters import Meters
 from daemons.engine.monitor import Hung, Monitor
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _EXTENSION_MARGIN = 30.0
+_LATE_LOOK_SECONDS = 30.0
+_MEMORY_SECONDS = 30.0
+_MEMORY_POLL_SECONDS = 0.2
 _ERROR_EVENT_SECONDS = 0.5
 """Time in which vLLM, its core dead, tells its clients."""
 
@@ -62,8 +66,16 @@ class Supervisor:
     """One engine over all its starts."""
 
     def __init__(
-        self, launch: Launch, board: Board, api: EngineApi, meters: Meters, notifier: Notifier
+        self,
+        launch: Launch,
+        board: Board,
+        api: EngineApi,
+        meters: Meters,
+        notifier: Notifier,
+        *,
+        inventory: Inventory,
     ) -> None:
+        self._inventory = inventory
         self._launch = launch
         self._board = board
         self._api = api
@@ -90,6 +102,14 @@ class Supervisor:
         log.info("warm-up answered", kinds=begun.report.answered, seconds=round(self._started_in, 1))
         self._board.become(EngineState.READY)
         return self._status()
+
+    def alive(self) -> bool:
+        """Whether this supervisor does its work: while the engine is ready it looks at it again and again."""
+        if self._board.state != EngineState.READY:
+            return True
+        period = self._launch.settings.watchdog.interval_seconds + _LATE_LOOK_SECONDS
+        since = max(self._meters.last_look, self._board.since)
+        return time.monotonic() - since < period
 
     async def run(self) -> None:
         """Restart vLLM whenever it fails.
@@ -132,8 +152,7 @@ class Supervisor:
             return "start", "it did not start"
         dying = asyncio.create_task(process.wait())
         core = asyncio.create_task(process.core_died.wait())
-        settings = self._launch.settings
-        monitor = Monitor(self._api, self._board, self._meters, settings.watchdog, settings.served_names[0])
+        monitor = Monitor(self._api, self._board, self._meters, self._launch.settings)
         watching = asyncio.create_task(monitor.run())
         try:
             await asyncio.wait((dying, core, watching), return_when=asyncio.FIRST_COMPLETED)
@@ -182,12 +201,24 @@ class Supervisor:
         process, self._process = self._process, None
         if process is None:
             return
+        pids = {info.pid for info in await asyncio.to_thread(process.members)}
         left = await process.kill()
+        await self._until_memory_is_free(pids)
         if left:
             names = ", ".join(f"{info.name} ({info.pid}, state {info.state})" for info in left)
             raise Fatal(
                 f"these processes of the engine cannot be killed: {names}; the machine needs a reboot"
             )
+
+    async def _until_memory_is_free(self, pids: set[int]) -> None:
+        """Wait until the driver has let go of killed processes: the restart needs their memory."""
+        deadline = time.monotonic() + _MEMORY_SECONDS
+        for uuid in self._launch.gpus:
+            while pids & await asyncio.to_thread(self._inventory.processes, uuid):
+                if time.monotonic() > deadline:
+                    log.warning("the driver still counts memory of killed processes", gpu=uuid)
+                    return
+                await asyncio.sleep(_MEMORY_POLL_SECONDS)
 
     def _phase(self, phase: str) -> None:
         self._board.phase = phase

@@ -89,10 +89,10 @@ def table() -> dict[Version, _Entry]:
 
 
 def release(version: Version) -> Release:
-    """What `version` understands: its own flags where they were extracted, else those of the closest older one.
+    """What `version` understands: its own flags where they were extracted, else those of the one before it.
 
-    A version between two that were read may know more than is said here, never less than it needs: what
-    another release dropped or added around it is asked from the program itself (`flags_from_help`).
+    Only a guess for a version between two that were read; where the program is at hand, ask it
+    (`flags_from_help`).
     """
     known = table()
     older = [candidate for candidate in known if candidate <= version] or [min(known)]
