@@ -1,12 +1,16 @@
 """Faults on command: what goes wrong, when, and for how many requests."""
 
-import asyncio
-from collections.abc import Callable
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from daemons.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
 
 Kind = Literal["hang", "death", "busy", "slow", "truncate", "cut", "reset", "malformed"]
 _STREAM_KINDS = frozenset({"truncate", "cut", "reset", "malformed"})

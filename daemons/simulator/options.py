@@ -1,7 +1,7 @@
 """The command line: vLLM's ``serve`` flags, and the simulator's own ``--sim-*``.
 
-``vllm-0.32-flags.txt`` lists every flag of vLLM 0.32 with its arity; those that change nothing here are accepted
-and ignored, any other is refused with vLLM's words.
+``vllm-0.32-flags.txt`` lists every flag of vLLM 0.32 with its arity; those that change nothing here are
+accepted and ignored, any other is refused with vLLM's words.
 """
 
 import argparse
@@ -152,7 +152,9 @@ def _add_known(parser: argparse.ArgumentParser) -> None:
     add("--config", metavar="FILE", help="YAML with flags; the command line wins")
     add("--host", help="address to listen on (default: all)")
     add("--port", type=int, default=8000)
-    add("--uds", type=Path, help="unix socket instead of host and port; its file stays behind, as vLLM's does")
+    add(
+        "--uds", type=Path, help="unix socket instead of host and port; its file stays behind, as vLLM's does"
+    )
     add("--served-model-name", nargs="+", help="names clients use; the first is shown")
     add("--api-key", nargs="+", default=[], help="bearer keys for /v1")
     add("--max-model-len", type=_tokens, help="tokens of context (default: the model folder's, else 8192)")
@@ -188,9 +190,11 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
     add("--sim-answer-tokens", type=int, default=120, help="mean length of an answer (default: 120)")
     add("--sim-gpu-gib", type=float, default=48.0, help="memory of one GPU, GiB (default: 48)")
     add("--sim-weights-gib", type=float, default=16.0, help="memory of the weights, GiB (default: 16)")
-    add("--sim-kv-bytes", type=int, default=131072, help="KV cache of one token, bytes (default: 131072)")
+    add("--sim-kv-bytes", type=int, help="KV cache of one token (default: the model folder's, else 131072)")
     add("--sim-metrics", choices=METRIC_RELEASES, default="0.32", help="release whose /metrics to show")
-    add("--sim-fault", type=_fault, action="append", default=[], metavar="NAME[,KEY=VALUE…]", help="see below")
+    add(
+        "--sim-fault", type=_fault, action="append", default=[], metavar="NAME[,KEY=VALUE…]", help="see below"
+    )
     add("--sim-faults", action="store_true", help="offer GET, POST and DELETE /sim/faults")
 
 

@@ -9,7 +9,13 @@ DEATH = "EngineCore encountered an issue. See stack trace (above) for the root c
 
 
 class Runner:
-    """The step loop as a task. A hang stops it between two tokens; a death ends it."""
+    """The step loop as a task. A hang stops it between two tokens; a death ends it.
+
+    Attributes:
+        stopped: whether `stop` was called.
+        dead: set once the engine has died.
+        idle: set while no request is in flight.
+    """
 
     def __init__(self, engine: Engine, faults: Faults) -> None:
         self.engine = engine
@@ -22,8 +28,14 @@ class Runner:
 
     def wake(self) -> None:
         """There is something new to consider: a request, a fault, its end."""
-        self.idle.clear()
         self._wake.set()
+        self._note()
+
+    def _note(self) -> None:
+        if self.engine.in_flight:
+            self.idle.clear()
+        else:
+            self.idle.set()
 
     def stop(self) -> None:
         """No further step; what is in flight stays as it is."""
@@ -37,7 +49,6 @@ class Runner:
         while await self._may_step():
             begun = self.engine.begin(clock())
             if begun is None:
-                self.idle.set()
                 await self._sleep_until_woken()
                 end = clock()
                 continue
@@ -47,6 +58,7 @@ class Runner:
             await asyncio.sleep(end - clock())
             if await self._may_step():
                 self.engine.end(step, clock())
+                self._note()
 
     async def _may_step(self) -> bool:
         while self.faults.hanging and not self.stopped and not self.faults.dying:

@@ -8,11 +8,12 @@ import random
 import signal
 import socket
 import time
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
-from daemons.runtime.errors import Fatal
 from daemons.runtime.sockets import Address, listen_tcp, listen_unix
 from daemons.simulator import startup
 from daemons.simulator.faults import Faults
@@ -29,6 +30,8 @@ from daemons.simulator.runner import DEATH, Runner
 
 _GIB = 2**30
 _DEATH_GRACE = 0.5
+_FLUSH = 1.0
+"""Seconds that finished answers have to reach their clients."""
 
 
 async def serve(options: argparse.Namespace) -> int:
@@ -49,7 +52,12 @@ async def serve(options: argparse.Namespace) -> int:
         max_model_len = startup.context_length(options.model, options.max_model_len)
         memory = _memory(options, max_model_len)
         loading = startup.load(
-            log, options.model, memory, max_model_len, options.sim_startup_seconds, eager=options.enforce_eager
+            log,
+            options.model,
+            memory,
+            max_model_len,
+            options.sim_startup_seconds,
+            eager=options.enforce_eager,
         )
         if not await _unless(stop, loading):
             return 0
@@ -57,9 +65,9 @@ async def serve(options: argparse.Namespace) -> int:
         return await server.run(sock, stop)
 
 
-async def _unless(stop: asyncio.Event, work: "asyncio.Future[None] | object") -> bool:
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     """Whether `work` was done before `stop` was set."""
-    working = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    working = asyncio.create_task(work)
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
     done = working.done()
@@ -86,7 +94,7 @@ def _memory(options: argparse.Namespace, max_model_len: int) -> startup.Memory:
     return startup.plan_memory(
         max_model_len=max_model_len,
         block_size=options.block_size,
-        kv_bytes_per_token=options.sim_kv_bytes,
+        kv_bytes=options.sim_kv_bytes or startup.kv_bytes_per_token(options.model),
         kv_cache_bytes=options.kv_cache_memory_bytes,
         blocks_override=options.num_gpu_blocks_override,
         gpu_bytes=options.sim_gpu_gib * _GIB,
@@ -126,6 +134,7 @@ class Server:
             keep_alive=options.sse_keep_alive_interval,
             request_ids=options.enable_request_id_headers,
             tool_choice_auto=options.enable_auto_tool_choice,
+            prompt_details=options.enable_prompt_tokens_details,
         )
         self.service = Service(identity, self.engine, self.runner, self.faults)
         labels = {"model_name": identity.names[0]}
@@ -145,7 +154,7 @@ class Server:
         )
         # A client that goes away must cancel its handler, which aborts its request within a step.
         serving = web.AppRunner(
-            app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=0.0
+            app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=_FLUSH
         )
         await serving.setup()
         site = web.SockSite(serving, sock)
@@ -155,7 +164,7 @@ class Server:
         for fault in self._options.sim_fault:
             self.faults.schedule(fault, asyncio.get_running_loop())
         try:
-            await _first(stop.wait(), self.runner.dead.wait(), stepping)
+            await _either(stop, self.runner.dead)
             await self._end(site)
         finally:
             self.runner.stop()
@@ -165,7 +174,8 @@ class Server:
 
     def _announce(self, sock: socket.socket) -> None:
         name = sock.getsockname()
-        where = f"unix:{name}" if isinstance(name, str) else f"http://{self._options.host or '0.0.0.0'}:{name[1]}"  # noqa: S104
+        host = self._options.host or "0.0.0.0"  # noqa: S104 - how vLLM shows its default
+        where = f"unix:{name}" if isinstance(name, str) else f"http://{host}:{name[1]}"
         self._log.line("APIServer", "entry.py:140", f"Starting vLLM server on {where}")
         self._log.plain(f"INFO:     Started server process [{os.getpid()}]")
         self._log.plain("INFO:     Waiting for application startup.")
@@ -195,13 +205,14 @@ class Server:
         """Until no request is in flight: finished while the engine runs, given up by their clients after."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self.engine.in_flight:
-                    await asyncio.sleep(0.02)
+                await self.runner.idle.wait()
 
 
-async def _first(*waits: object) -> None:
-    tasks = [asyncio.ensure_future(wait) for wait in waits]  # type: ignore[arg-type]
+async def _either(one: asyncio.Event, other: asyncio.Event) -> None:
+    tasks = [asyncio.create_task(event.wait()) for event in (one, other)]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
 
 
 def _engine(options: argparse.Namespace, memory: startup.Memory) -> Engine:
@@ -222,9 +233,7 @@ def _engine(options: argparse.Namespace, memory: startup.Memory) -> Engine:
     return Engine(Scheduler(limits, BlockPool(memory.blocks)), cost, queue)
 
 
-def _cache_config(
-    options: argparse.Namespace, memory: startup.Memory, max_model_len: int
-) -> dict[str, str]:
+def _cache_config(options: argparse.Namespace, memory: startup.Memory, max_model_len: int) -> dict[str, str]:
     """The labels of ``cache_config_info`` that have a meaning here, in vLLM's spelling."""
     return {
         "_block_size_resolved": "True",

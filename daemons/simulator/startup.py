@@ -7,12 +7,14 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from daemons.runtime.errors import Fatal
 from daemons.simulator.options import VLLM_VERSION
 
 _GIB = 2**30
 _DEFAULT_CONTEXT = 8192
+_DEFAULT_KV_BYTES = 2**17
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,32 +69,51 @@ def context_length(model: str, asked: int | None) -> int:
     Raises:
         Fatal: more was asked for than the model has.
     """
-    derived = _derived_context(model)
+    derived = _config(model).get("max_position_embeddings")
+    if not isinstance(derived, int):
+        return asked or _DEFAULT_CONTEXT
     if asked is None:
-        return derived or _DEFAULT_CONTEXT
-    if derived and asked > derived:
+        return derived
+    if asked > derived:
         raise Fatal(
             "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
-            f"  Value error, User-specified max_model_len ({asked}) is greater than the derived max_model_len "
-            f"(max_position_embeddings={derived} or model_max_length=None in model's config.json)."
+            f"  Value error, User-specified max_model_len ({asked}) is greater than the derived "
+            f"max_model_len (max_position_embeddings={derived} or model_max_length=None in model's "
+            "config.json)."
         )
     return asked
 
 
-def _derived_context(model: str) -> int | None:
+def kv_bytes_per_token(model: str) -> int:
+    """Keys and values of one token in 16 bits: by the model's folder, else as for Llama 3.1 8B (128 KiB)."""
+    config = _config(model)
+    heads = _count(config, "num_attention_heads")
+    layers = _count(config, "num_hidden_layers")
+    if not heads or not layers:
+        return _DEFAULT_KV_BYTES
+    size = _count(config, "head_dim") or _count(config, "hidden_size") // heads
+    kv_heads = _count(config, "num_key_value_heads") or heads
+    return 2 * layers * kv_heads * size * 2 or _DEFAULT_KV_BYTES
+
+
+def _count(config: dict[str, Any], key: str) -> int:
+    value = config.get(key)
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _config(model: str) -> dict[str, Any]:
     try:
         config = json.loads((Path(model).expanduser() / "config.json").read_text(encoding="utf-8"))
-        value = config.get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return value if isinstance(value, int) else None
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def plan_memory(
     *,
     max_model_len: int,
     block_size: int,
-    kv_bytes_per_token: int,
+    kv_bytes: int,
     kv_cache_bytes: int | None,
     blocks_override: int | None,
     gpu_bytes: float,
@@ -100,12 +121,12 @@ def plan_memory(
     weight_bytes: float,
     gpus: int,
 ) -> Memory:
-    """Size the KV cache; `kv_bytes_per_token` and `weight_bytes` are divided over the GPUs.
+    """Size the KV cache; `kv_bytes` (of one token) and `weight_bytes` are divided over the GPUs.
 
     Raises:
         Fatal: not even one request of the full context fits.
     """
-    per_token = max(1, kv_bytes_per_token // gpus)
+    per_token = max(1, kv_bytes // gpus)
     available = kv_cache_bytes
     if available is None:
         available = int(gpu_bytes * utilization - weight_bytes / gpus)
@@ -121,9 +142,9 @@ def plan_memory(
         raise Fatal(
             f"ValueError: To serve at least one request with the models's max seq len ({max_model_len}), "
             f"({needed:.2f} GiB KV cache is needed, which is larger than the available KV cache memory "
-            f"({available / _GIB:.2f} GiB). Based on the available memory, the estimated maximum model length "
-            f"is {memory.tokens}. Try increasing `gpu_memory_utilization` or decreasing `max_model_len` when "
-            "initializing the engine."
+            f"({available / _GIB:.2f} GiB). Based on the available memory, the estimated maximum model "
+            f"length is {memory.tokens}. Try increasing `gpu_memory_utilization` or decreasing "
+            "`max_model_len` when initializing the engine."
         )
     return memory
 
@@ -136,7 +157,9 @@ def greet(log: Log, model: str, shown: dict[str, object]) -> None:
     log.line("APIServer", "api_utils.py:286", f"non-default args: {shown}")
 
 
-async def load(log: Log, model: str, memory: Memory, max_model_len: int, seconds: float, *, eager: bool) -> None:
+async def load(
+    log: Log, model: str, memory: Memory, max_model_len: int, seconds: float, *, eager: bool
+) -> None:
     """Everything between the first lines and the listening server, in about `seconds`."""
     lines = _lines(model, memory, max_model_len, seconds, eager=eager)
     total = sum(share for share, *_ in lines)
@@ -163,10 +186,15 @@ def _lines(model: str, memory: Memory, max_model_len: int, seconds: float, *, ea
         (5.0, "Worker", "gpu_model_runner.py:68", f"Starting to load model {model}..."),
         *((10.0, "", "", shards.format(50 * done, done)) for done in range(3)),
         (1.0, "Worker", "default_loader.py:501", f"Loading weights took {0.3 * seconds:.2f} seconds"),
-        (5.0, "Worker", "gpu_model_runner.py:5100", f"Model loading took 15.0 GiB and {0.4 * seconds:.6f} seconds"),
+        (
+            5.0,
+            "Worker",
+            "gpu_model_runner.py:5100",
+            f"Model loading took 15.0 GiB, {0.4 * seconds:.2f} seconds",
+        ),
     ]
     compiling = [
-        (3.0, "Worker", "backends.py:540", "Using cache directory: torch_compile_cache for vLLM's torch.compile"),
+        (3.0, "Worker", "backends.py:540", "Using cache directory: torch_compile_cache"),
         (15.0, "Worker", "backends.py:560", f"Dynamo bytecode transform time: {0.1 * seconds:.2f} s"),
         (15.0, "Worker", "backends.py:300", "Compiling a graph for compile range (1, 2048)"),
     ]
@@ -183,5 +211,8 @@ def _lines(model: str, memory: Memory, max_model_len: int, seconds: float, *, ea
         (15.0, "Worker", "gpu_model_runner.py:6000", f"Graph capturing finished in {0.1 * seconds:.0f} secs"),
     ]
     took = f"init engine (profile, create kv cache, warmup model) took {0.5 * seconds:.2f} s"
-    end = [(3.0, "EngineCore", "core.py:402", took), (1.0, "APIServer", "entry.py:136", "Supported tasks: ['generate']")]
+    end = [
+        (3.0, "EngineCore", "core.py:402", took),
+        (1.0, "APIServer", "entry.py:136", "Supported tasks: ['generate']"),
+    ]
     return [*loading, *([] if eager else compiling), *sizing, *([] if eager else capturing), *end]

@@ -3,23 +3,24 @@
 import hmac
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from daemons.simulator.http import errors
 from daemons.simulator.http.chat import Chat
 from daemons.simulator.http.completions import Completions
 from daemons.simulator.http.faults import FaultAdmin
+from daemons.simulator.http.messages import Messages
 from daemons.simulator.http.plain import Plain
+from daemons.simulator.http.responses import Responses
 from daemons.simulator.http.service import Service
 from daemons.simulator.metrics.exposition import CONTENT_TYPE, MetricsPage
 from daemons.simulator.metrics.http_server import UNCOUNTED
 
 _MAX_BODY = 256 * 2**20
 _ANTHROPIC = "/v1/messages"
-
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def build(
@@ -31,7 +32,12 @@ def build(
         middlewares=[_counting(page), _identifying(service), _answering_errors, _checking(keys)],
     )
     app.on_response_prepare.append(_sign)
-    plain, chat, completions = Plain(service), Chat(service), Completions(service)
+    plain, chat, completions, messages = (
+        Plain(service),
+        Chat(service),
+        Completions(service),
+        Messages(service),
+    )
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=page.render(), headers={"Content-Type": CONTENT_TYPE})
@@ -47,6 +53,9 @@ def build(
         app.router.add_post("/v1/chat/completions", chat.handle)
         app.router.add_post("/invocations", chat.handle)
         app.router.add_post("/v1/completions", completions.handle)
+        app.router.add_post("/v1/messages", messages.handle)
+        app.router.add_post("/v1/messages/count_tokens", messages.count)
+        app.router.add_post("/v1/responses", Responses(service).handle)
     if fault_admin:
         admin = FaultAdmin(service)
         app.router.add_get("/sim/faults", admin.show, allow_head=False)
@@ -55,7 +64,7 @@ def build(
     return app
 
 
-def _add_get(app: web.Application, routes: dict[str, _Handler]) -> None:
+def _add_get(app: web.Application, routes: dict[str, Handler]) -> None:
     for path, handler in routes.items():
         app.router.add_get(path, handler, allow_head=path == "/metrics")
 
@@ -65,9 +74,9 @@ async def _sign(_: web.Request, response: web.StreamResponse) -> None:
     response.headers["Vary"] = "Origin"
 
 
-def _counting(page: MetricsPage) -> Callable[[web.Request, _Handler], Awaitable[web.StreamResponse]]:
+def _counting(page: MetricsPage) -> Middleware:
     @web.middleware
-    async def count(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
         begun = time.perf_counter()
         response = await handler(request)
         resource = request.match_info.route.resource
@@ -80,9 +89,9 @@ def _counting(page: MetricsPage) -> Callable[[web.Request, _Handler], Awaitable[
     return count
 
 
-def _identifying(service: Service) -> Callable[[web.Request, _Handler], Awaitable[web.StreamResponse]]:
+def _identifying(service: Service) -> Middleware:
     @web.middleware
-    async def identify(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = await handler(request)
         if service.identity.request_ids and not response.prepared:
             response.headers["X-Request-Id"] = request.headers.get("X-Request-Id") or uuid.uuid4().hex
@@ -92,7 +101,7 @@ def _identifying(service: Service) -> Callable[[web.Request, _Handler], Awaitabl
 
 
 @web.middleware
-async def _answering_errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
+async def _answering_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except errors.ApiError as error:
@@ -105,11 +114,11 @@ async def _answering_errors(request: web.Request, handler: _Handler) -> web.Stre
         return web.json_response({"detail": "Not Found"}, status=404, dumps=errors.compact)
 
 
-def _checking(keys: Sequence[str]) -> Callable[[web.Request, _Handler], Awaitable[web.StreamResponse]]:
+def _checking(keys: Sequence[str]) -> Middleware:
     known = [key.encode() for key in keys]
 
     @web.middleware
-    async def check(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if known and request.path.startswith("/v1"):
             scheme, _, given = request.headers.get("Authorization", "").partition(" ")
             matches = [hmac.compare_digest(given.encode(), key) for key in known]

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aiohttp import web
@@ -12,15 +13,31 @@ from daemons.simulator.http.collect import Collector, Gathered
 from daemons.simulator.http.requests import ChatRequest
 from daemons.simulator.http.service import Service
 from daemons.simulator.http.stream import DONE, EventStream
-from daemons.simulator.http.usage import usage_of
+from daemons.simulator.http.usage import prompt_details, usage_of
 from daemons.simulator.model.output import Finish, Sampling
 from daemons.simulator.model.text import Piece
+
+if TYPE_CHECKING:
+    from daemons.simulator.model.engine import Request
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One conversation, ready for the engine; `head` is what every chunk begins with."""
+
+    body: ChatRequest
+    head: dict[str, Any]
+    prompt: list[int]
+    sampling: Sampling
+    scripts: list[Iterator[Piece]]
 
 
 class ChatStream:
     """A sink that writes chat chunks. What does not change from chunk to chunk is encoded once."""
 
-    def __init__(self, stream: EventStream, body: ChatRequest, head: dict[str, Any], prompt_tokens: int) -> None:
+    def __init__(
+        self, stream: EventStream, body: ChatRequest, head: dict[str, Any], prompt_tokens: int
+    ) -> None:
         options = body.stream_options
         self._stream = stream
         self._choices = body.n or 1
@@ -35,6 +52,8 @@ class ChatStream:
         self._fingerprint = b""
         self._calls = tools.Calls(body)
         self._begun = False
+        self.detailed: Request | None = None
+        """The request whose cached tokens the last usage tells."""
 
     def sign(self, fingerprint: str) -> None:
         """Set ``system_fingerprint``, which stands in the last chunk."""
@@ -104,10 +123,15 @@ class ChatStream:
     def _finish(self) -> None:
         if self._usage:
             total = sum(self._generated)
-            self._stream.send(
-                b'%b],"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d}%b}\n\n'
-                % (self._head, self._prompt_tokens, self._prompt_tokens + total, total, self._fingerprint)
-            )
+            usage: dict[str, Any] = {
+                "prompt_tokens": self._prompt_tokens,
+                "total_tokens": self._prompt_tokens + total,
+                "completion_tokens": total,
+            }
+            if self.detailed is not None:
+                usage["prompt_tokens_details"] = prompt_details(self.detailed, created=0)
+            encoded = msgspec.json.encode(usage)
+            self._stream.send(b'%b],"usage":%b%b}\n\n' % (self._head, encoded, self._fingerprint))
         self._stream.send(DONE)
         self._stream.close()
 
@@ -125,11 +149,12 @@ class Chat:
         name = service.name_of(body.model)
         self._check(body)
         prompt, sampling = self._prepare(body)
-        scripts = tools.scripts(body, service.identity.seed) or service.scripts(prompt, body.n or 1, body.seed)
+        scripts = tools.scripts(body, service.identity.seed) or service.scripts(
+            prompt, body.n or 1, body.seed
+        )
         head = {"id": service.request_id(request, "chatcmpl"), "created": int(time.time()), "model": name}
-        if body.stream:
-            return await self._stream(request, body, head, prompt, sampling, scripts)
-        return await self._whole(body, head, prompt, sampling, scripts)
+        job = _Job(body, head, prompt, sampling, scripts)
+        return await (self._stream(request, job) if body.stream else self._whole(job))
 
     def _check(self, body: ChatRequest) -> None:
         if body.stream_options is not None and not body.stream:
@@ -151,50 +176,38 @@ class Chat:
             prompts.check_logprobs(body.top_logprobs or 0)
         return prompt, sampling
 
-    async def _stream(
-        self,
-        request: web.Request,
-        body: ChatRequest,
-        head: dict[str, Any],
-        prompt: list[int],
-        sampling: Sampling,
-        scripts: list[Iterator[Piece]],
-    ) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, job: _Job) -> web.StreamResponse:
         service = self._service
         events = service.stream(request)
-        shown = {"id": head["id"], "object": "chat.completion.chunk", **head}
-        sink = ChatStream(events, body, shown, len(prompt))
+        shown = {"id": job.head["id"], "object": "chat.completion.chunk", **job.head}
+        sink = ChatStream(events, job.body, shown, len(job.prompt))
         sink.sign(service.fingerprint)
-        accepted = service.submit([prompt], sampling, [sink], [scripts], body.cache_salt)
+        accepted = service.submit([job.prompt], job.sampling, [sink], [job.scripts], job.body.cache_salt)
+        sink.detailed = accepted[0] if service.identity.prompt_details else None
         try:
             return await events.serve()
         finally:
             service.release(accepted)
 
-    async def _whole(
-        self,
-        body: ChatRequest,
-        head: dict[str, Any],
-        prompt: list[int],
-        sampling: Sampling,
-        scripts: list[Iterator[Piece]],
-    ) -> web.Response:
+    async def _whole(self, job: _Job) -> web.Response:
         service = self._service
-        sink = Collector(len(scripts))
-        accepted = service.submit([prompt], sampling, [sink], [scripts], body.cache_salt)
+        head = job.head
+        sink = Collector(len(job.scripts))
+        accepted = service.submit([job.prompt], job.sampling, [sink], [job.scripts], job.body.cache_salt)
         try:
             choices = await sink.wait()
         finally:
             service.release(accepted)
+        details = prompt_details(accepted[0], created=0) if service.identity.prompt_details else None
         answer = {
             "id": head["id"],
             "object": "chat.completion",
             "created": head["created"],
             "model": head["model"],
-            "choices": [self._choice(body, index, each) for index, each in enumerate(choices)],
+            "choices": [self._choice(job.body, index, each) for index, each in enumerate(choices)],
             "service_tier": None,
             "system_fingerprint": service.fingerprint,
-            "usage": usage_of(len(prompt), sink.generated),
+            "usage": usage_of(len(job.prompt), sink.generated, details),
             "prompt_logprobs": None,
             "prompt_token_ids": None,
             "prompt_text": None,

@@ -11,7 +11,7 @@ from daemons.simulator.http.collect import Collector, Gathered
 from daemons.simulator.http.requests import CompletionRequest
 from daemons.simulator.http.service import Service
 from daemons.simulator.http.stream import DONE, EventStream
-from daemons.simulator.http.usage import usage_of
+from daemons.simulator.http.usage import prompt_details, usage_of
 from daemons.simulator.model.output import Finish, Sampling
 from daemons.simulator.model.text import Piece, decode
 
@@ -59,7 +59,7 @@ class CompletionStream:
             shown = logprobs.to_json(logprobs.completion([piece], self._alternatives, self._written[index]))
             self._written[index] += len(piece.text)
         self._generated[index] = generated
-        end = b"null,\"stop_reason\":null"
+        end = b'null,"stop_reason":null'
         if finish is not None:
             end = b'"%b","stop_reason":%b' % (finish.reason.encode(), msgspec.json.encode(finish.stop_reason))
         self._stream.send(
@@ -207,6 +207,8 @@ class Completions:
             for index, (prompt, gathered_list) in enumerate(zip(prompt_list, done, strict=True))
             for each, gathered in enumerate(gathered_list)
         ]
+        details = prompt_details(accepted[0], created=None) if service.identity.prompt_details else None
+        used = sum(sink.generated for sink in sinks)
         answer = {
             "id": head["id"],
             "object": "text_completion",
@@ -215,7 +217,7 @@ class Completions:
             "choices": choices,
             "service_tier": None,
             "system_fingerprint": service.fingerprint,
-            "usage": usage_of(sum(map(len, prompt_list)), sum(sink.generated for sink in sinks)),
+            "usage": usage_of(sum(map(len, prompt_list)), used, details),
             "kv_transfer_params": None,
             "ec_transfer_params": None,
             "metrics": None,

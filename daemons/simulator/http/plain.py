@@ -5,7 +5,7 @@ import math
 import random
 import struct
 import time
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 
@@ -15,7 +15,7 @@ from daemons.simulator.http.requests import (
     EmbeddingRequest,
     TokenizeRequest,
 )
-from daemons.simulator.http.service import Service, random_id
+from daemons.simulator.http.service import Identity, Service, random_id
 from daemons.simulator.model.text import decode, encode
 
 _DIMENSIONS = 384
@@ -49,7 +49,7 @@ class Plain:
         """Text or a conversation as token ids."""
         body = await self._service.read(request, TokenizeRequest)
         if body.prompt is None and body.messages is None:
-            given = {key: None for key in body.model_fields_set}
+            given = dict.fromkeys(body.model_fields_set)
             raise errors.malformed([_missing("prompt", given), _missing("messages", given)])
         self._service.name_of(body.model)
         text = body.prompt if body.prompt is not None else prompts.render_chat(body.messages or [])
@@ -96,8 +96,14 @@ def _inputs(body: EmbeddingRequest) -> list[list[int]]:
     if isinstance(body.input, str):
         return [encode(body.input)]
     if body.input and isinstance(body.input[0], int):
-        return [[token for token in body.input if isinstance(token, int)]]
-    return [encode(each) if isinstance(each, str) else list(each) for each in body.input if not isinstance(each, int)]
+        return [cast("list[int]", body.input)]
+    return [_tokens(each) for each in body.input]
+
+
+def _tokens(given: str | int | list[int]) -> list[int]:
+    if isinstance(given, str):
+        return encode(given)
+    return [given] if isinstance(given, int) else given
 
 
 def _vector(tokens: list[int], body: EmbeddingRequest) -> list[float] | str:
@@ -110,7 +116,7 @@ def _vector(tokens: list[int], body: EmbeddingRequest) -> list[float] | str:
     return base64.b64encode(struct.pack(f"<{len(unit)}f", *unit)).decode()
 
 
-def _card(name: str, identity: Any, now: int) -> dict[str, Any]:
+def _card(name: str, identity: Identity, now: int) -> dict[str, Any]:
     permission = {
         "id": f"modelperm-{random_id()}",
         "object": "model_permission",

@@ -1,4 +1,4 @@
-"""The request bodies that vLLM takes, as far as they change what the simulator does. Other fields are ignored."""
+"""The request bodies that vLLM takes, as far as they change the simulator; other fields are ignored."""
 
 from typing import Any, Literal
 

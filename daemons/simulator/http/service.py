@@ -36,6 +36,7 @@ class Identity:
         keep_alive: seconds between comments on an idle stream; 0 sends none.
         request_ids: whether ``X-Request-Id`` is echoed.
         tool_choice_auto: whether a model may decide to call a tool.
+        prompt_details: whether usage tells cached prompt tokens.
     """
 
     names: tuple[str, ...]
@@ -47,6 +48,7 @@ class Identity:
     keep_alive: float = 0.0
     request_ids: bool = False
     tool_choice_auto: bool = False
+    prompt_details: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -66,7 +68,6 @@ class Service:
         self.faults = faults
         self.draining = False
         self.fingerprint = identity.fingerprint
-        self.responses: set[str] = set()
 
     async def read(self, request: web.Request, model: type[BodyT]) -> BodyT:
         """The body of `request`.
@@ -140,7 +141,7 @@ class Service:
         now = asyncio.get_running_loop().time()
         salted = hash(salt) if salt else 0
         accepted = [
-            self.engine.submit(prompt, texts, sampling, sink, now, salted)
+            self.engine.submit(prompt, texts, sampling, sink, now=now, salt=salted)
             for prompt, texts, sink in zip(prompts, scripts, sinks, strict=True)
         ]
         self.runner.wake()

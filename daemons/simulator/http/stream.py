@@ -61,6 +61,13 @@ class EventStream:
         if not self._closed.done():
             self._closed.set_result(None)
 
+    def abandon(self) -> None:
+        """The body breaks off: the connection closes before it is complete."""
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+        self.close()
+
     def _break(self, transport: asyncio.Transport) -> None:
         kind = self._fault.fault if self._fault else ""
         if kind == "malformed":
@@ -70,16 +77,16 @@ class EventStream:
             self._muted = True
             self.close()
             return
-        self._transport = None
         if kind == "reset":
+            self._transport = None
             sock = transport.get_extra_info("socket")
             if sock is not None and sock.family != socket.AF_UNIX:
                 # Lingering for zero seconds turns the close into a reset (socket(7)).
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             transport.abort()
+            self.close()
         else:
-            transport.close()
-        self.close()
+            self.abandon()
 
     def _start_keep_alive(self) -> asyncio.Task[None] | None:
         if not self._keep_alive:

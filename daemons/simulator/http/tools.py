@@ -11,6 +11,8 @@ from daemons.simulator.http.service import random_id
 from daemons.simulator.model.output import Finish
 from daemons.simulator.model.text import END, Piece, encode, piece_of
 
+_OPENING = "<tool_call>"
+
 
 def check(body: ChatRequest, *, auto: bool) -> None:
     """Refuse a tool choice that cannot be served.
@@ -51,6 +53,8 @@ def scripts(body: ChatRequest, seed: int) -> list[Iterator[Piece]]:
 
 
 def _script(text: str) -> Iterator[Piece]:
+    # The tokens that name the function show as no text: the first delta has the name alone.
+    yield piece_of("", encode(_OPENING)[0])
     for token in encode(text):
         data = token.to_bytes((token.bit_length() + 7) // 8, "big")[1:]
         yield piece_of(data.decode("utf-8", "replace"), token)
@@ -94,7 +98,7 @@ class Calls:
             "id": f"chatcmpl-tool-{random_id()}",
             "type": "function",
             "index": 0,
-            "function": {"name": self._name, "arguments": piece.text},
+            "function": {"name": self._name},
         }
         return b'{"content":null,"tool_calls":[%b]}' % msgspec.json.encode(call)
 
@@ -107,7 +111,9 @@ class Calls:
         if self._name is None:
             return {}
         function = {"name": self._name, "arguments": text}
-        return {"tool_calls": [{"id": f"chatcmpl-tool-{random_id()}", "type": "function", "function": function}]}
+        return {
+            "tool_calls": [{"id": f"chatcmpl-tool-{random_id()}", "type": "function", "function": function}]
+        }
 
     def finish_reason(self, finish: Finish) -> str:
         """``tool_calls`` for a call the model chose, else the reason itself."""

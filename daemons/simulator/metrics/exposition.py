@@ -1,6 +1,6 @@
 """Renders engine counters as vLLM's metric families; which ones is the business of a release's module."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,26 +52,33 @@ def gauge(name: str, text: str, rows: Sequence[tuple[Labels, float]]) -> Metric:
     return family
 
 
-def counter(name: str, text: str, rows: Sequence[tuple[Labels, float]], created: float) -> Metric:
-    """A counter; `name` without ``_total``."""
+def counter(name: str, text: str, rows: Sequence[tuple[Labels, float]], created: float | None) -> Metric:
+    """A counter; `name` without ``_total``; `created` None leaves ``_created`` out."""
     family = Metric(name, text, "counter")
     for labels, value in rows:
         family.add_sample(f"{name}_total", dict(labels), value)
-        family.add_sample(f"{name}_created", dict(labels), created)
+        if created is not None:
+            family.add_sample(f"{name}_created", dict(labels), created)
     return family
 
 
 def histogram(
-    name: str, text: str, labels: Labels, counted: Histogram, bounds: Sequence[float], created: float
+    family_of: tuple[str, str],
+    labels: Labels,
+    counted: Histogram,
+    bounds: Sequence[float],
+    created: float | None,
 ) -> Metric:
-    """A histogram with those of its buckets that are in `bounds`."""
+    """A histogram, by name and help, with those of its buckets that are in `bounds`."""
+    name, text = family_of
     family = Metric(name, text, "histogram")
     rows = counted.below(bounds)
     for bound, value in rows:
         family.add_sample(f"{name}_bucket", {**labels, "le": bound}, value)
     family.add_sample(f"{name}_count", dict(labels), rows[-1][1])
     family.add_sample(f"{name}_sum", dict(labels), counted.sum)
-    family.add_sample(f"{name}_created", dict(labels), created)
+    if created is not None:
+        family.add_sample(f"{name}_created", dict(labels), created)
     return family
 
 
@@ -87,7 +94,12 @@ class MetricsPage:
     """The whole ``/metrics``: the process, the engine, the HTTP server."""
 
     def __init__(
-        self, release: Release, engine: Engine, labels: Labels, cache_config: Labels, clock: "Clock"
+        self,
+        release: Release,
+        engine: Engine,
+        labels: Labels,
+        cache_config: Labels,
+        clock: Callable[[], float],
     ) -> None:
         self._release = release
         self._engine = engine
@@ -110,10 +122,3 @@ class MetricsPage:
     def render(self) -> bytes:
         """The page."""
         return generate_latest(self._registry)
-
-
-class Clock(Protocol):
-    """Seconds since the epoch."""
-
-    def __call__(self) -> float:
-        """Now."""

@@ -5,10 +5,30 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Summary
 UNCOUNTED = frozenset({"/metrics", "/health", "/load", "/ping", "/version", "/server_info"})
 """Paths that vLLM leaves out."""
 
-_HIGH_RESOLUTION = (0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5)
+_HIGH_RESOLUTION: tuple[float, ...] = (
+    0.01,
+    0.025,
+    0.05,
+    0.075,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+    1.5,
+    2.0,
+    2.5,
+    3.0,
+    3.5,
+    4.0,
+    4.5,
+)
 _HIGH_RESOLUTION += (5.0, 7.5, 10.0, 30.0, 60.0)
 _LOW_RESOLUTION = (0.1, 0.5, 1.0)
-_SIZE = "Content length of {} by handler. Only value of header is respected. Otherwise ignored. No percentile calculated. "
+_SIZE = (
+    "Content length of {} by handler. Only value of header is respected. Otherwise ignored. "
+    "No percentile calculated. "
+)
 
 
 class HttpMetrics:

@@ -19,9 +19,9 @@ _SLEEP = (
     "weights_offloaded = 1 means sleep level 1; discard_all = 1 means sleep level 2."
 )
 _TIERS = (
-    "Prefix-cache hit tokens by the cache tier that supplied them: device (local HBM), host (offloaded to DRAM), "
-    "disk, p2p (transferred from another vLLM instance) or external_unspecified. Counted at admission; sums to "
-    "vllm:prefix_cache_hits + vllm:external_prefix_cache_hits."
+    "Prefix-cache hit tokens by the cache tier that supplied them: device (local HBM), host (offloaded to "
+    "DRAM), disk, p2p (transferred from another vLLM instance) or external_unspecified. Counted at "
+    "admission; sums to vllm:prefix_cache_hits + vllm:external_prefix_cache_hits."
 )
 _HISTOGRAMS = {
     "request_prompt_tokens": "Number of prefill tokens processed.",
@@ -74,7 +74,7 @@ class Release032:
             bounds = counted.bounds
             if name in _SCALED:
                 bounds = tuple(bound for bound in bounds if bound <= self._max_model_len)
-            yield histogram(f"vllm:{name}", text, labels, counted, bounds, snapshot.created)
+            yield histogram((f"vllm:{name}", text), labels, counted, bounds, snapshot.created)
         config = {**snapshot.cache_config, "engine": "0"}
         yield gauge("vllm:cache_config_info", "Information of the LLMEngine CacheConfig", [(config, 1.0)])
 
@@ -108,9 +108,7 @@ def _gauges(snapshot: Snapshot, labels: Labels) -> Iterable[Metric]:
     states = {"awake": 1.0, "weights_offloaded": 0.0, "discard_all": 0.0}
     yield gauge("vllm:engine_sleep_state", _SLEEP, _with(labels, "sleep_state", states))
     usage = scheduler.pool.usage
-    yield gauge(
-        "vllm:kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", [(labels, usage)]
-    )
+    yield gauge("vllm:kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", [(labels, usage)])
 
 
 def _caches(snapshot: Snapshot, labels: Labels) -> Iterable[Metric]:
@@ -129,7 +127,11 @@ def _caches(snapshot: Snapshot, labels: Labels) -> Iterable[Metric]:
 
 def _tokens(snapshot: Snapshot, labels: Labels) -> Iterable[Metric]:
     stats, created = snapshot.engine.stats, snapshot.created
-    preempted, prompt, cached = float(stats.preemptions), float(stats.prompt_tokens), float(stats.cached_tokens)
+    preempted, prompt, cached = (
+        float(stats.preemptions),
+        float(stats.prompt_tokens),
+        float(stats.cached_tokens),
+    )
     text = "Cumulative number of preemption from the engine."
     yield counter("vllm:num_preemptions", text, [(labels, preempted)], created)
     text = "Number of prefill tokens processed."
@@ -152,7 +154,7 @@ def _requests(snapshot: Snapshot, labels: Labels) -> Iterable[Metric]:
     reasons = {
         "stop": float(stats.finished["stop"]),
         "length": float(stats.finished["length"]),
-        **{reason: 0.0 for reason in ("abort", "error", "repetition")},
+        **dict.fromkeys(("abort", "error", "repetition"), 0.0),
     }
     text = "Count of successfully processed requests."
     yield counter("vllm:request_success", text, _with(labels, "finished_reason", reasons), created)

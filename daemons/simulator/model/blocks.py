@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def block_hashes(tokens: Sequence[int], block_size: int, salt: int = 0) -> list[int]:
-    """Chained hashes of the full blocks of `tokens`: equal hash means equal whole prefix (and equal `salt`)."""
+    """Chained hashes of the full blocks of `tokens`: equal hash, equal prefix and `salt`."""
     hashes: list[int] = []
     parent = salt
     for end in range(block_size, len(tokens) + 1, block_size):

@@ -104,6 +104,7 @@ class Engine:
         scripts: list[Iterator[Piece]],
         sampling: Sampling,
         sink: Sink,
+        *,
         now: float,
         salt: int = 0,
     ) -> Request:

@@ -18,7 +18,7 @@ _BOS_ID = 1
 
 NOTICE = "This is a simulated answer: no language model was run to write it."
 _SENTENCES = (
-    "The words follow one another at the pace of the timing model, and nothing more should be read into them.",
+    "The words follow one another at the pace of the timing model, and mean nothing more.",
     "A scheduler in front of a batch decides which request may use the next step of the accelerator.",
     "Long prompts are cut into chunks, so that those who are already reading do not have to wait for them.",
     "Every token that is written needs room in the cache, and the room is counted in blocks.",
