@@ -14,16 +14,18 @@ _NOT_WRITABLE = "the folder cannot be written to: run as the owner of this check
 _BAD_HASH = "a download is not what the lock names: have the mirror corrected (it is not safe to go on)"
 _NO_NETWORK = (
     "a package index is out of reach: connect this machine, or name a mirror with "
-    "`pip config set global.index-url URL`"
+    "`pip config set global.index-url URL` (a folder of wheels: global.find-links)"
 )
 _LACKING = "the package index lacks a release of the lock: use another mirror, or pip's find-links"
 _OLD_PYTHON = "CPython 3.11 is not here and cannot be fetched: install python3.11, or connect this machine"
+_KILLED = "it was killed, which Linux does when memory runs out: free some memory"
 
 _CURES: Sequence[tuple[re.Pattern[str], str]] = (
     (re.compile(r"(os error|Errno) (28|122)\b|No space left|quota exceeded"), _DISK_FULL),
     (re.compile(r"(os error|Errno) (1|13|30)\b|Permission denied"), _NOT_WRITABLE),
     (re.compile(r"Hash mismatch"), _BAD_HASH),
     (_NO_PYTHON, _OLD_PYTHON),
+    (re.compile(r"killed by SIGKILL"), _KILLED),
     (re.compile(r"Failed to fetch|Request failed|dns error|\(Connect\)|timed out"), _NO_NETWORK),
     (_NOT_OFFERED, _LACKING),
 )

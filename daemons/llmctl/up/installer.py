@@ -2,9 +2,10 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from daemons.llmctl.up.command import Run, run_program
@@ -18,19 +19,40 @@ from daemons.runtime.errors import Fatal
 _INSTALL = ("pip", "install", "--no-deps", "--require-hashes", "--no-build", "--no-progress", "--color=never")
 
 
-@dataclass(frozen=True, slots=True)
 class Installer:
-    """uv in an environment that carries pip's settings.
+    """uv in an environment that carries pip's settings; settings made for uv itself win.
 
-    Attributes:
+    Args:
         uv: the program.
-        environment: what it runs with.
+        ambient: the environment of this process.
         run: the seam to other programs.
     """
 
-    uv: str
-    environment: Mapping[str, str]
-    run: Run
+    def __init__(self, uv: str, ambient: Mapping[str, str], run: Run = run_program) -> None:
+        self._uv = uv
+        self._ambient = ambient
+        self._run = run
+
+    @cached_property
+    def _environment(self) -> dict[str, str]:
+        listing: list[str] = []
+        pip = (sys.executable, "-m", "pip", "config", "list")
+        status = self._run(pip, environment=self._ambient, on_line=listing.append)
+        settings = {} if status else to_uv("\n".join(listing))
+        # Any index may serve any release, as with pip: the hashes of the lock decide what is installed.
+        return {"UV_INDEX_STRATEGY": "unsafe-best-match", **settings, **self._ambient}
+
+    def run_script(self, python: Path, script: Path, *arguments: str) -> None:
+        """Run `script` in an environment that was installed, apart from the folder it lies in.
+
+        Raises:
+            Fatal: it failed; with its last words.
+        """
+        # Bytecode is written whatever this process was told: it makes every later start faster.
+        environment = {**self._ambient, "PYTHONDONTWRITEBYTECODE": ""}
+        said = self._complaints((str(python), "-P", str(script), *arguments), environment)
+        if said:
+            raise Fatal(explain(said, f"run {script.name}", speaker="it"))
 
     def create_environment(self, root: Path, interpreter: Sequence[str]) -> None:
         """A fresh virtual environment at `root`, in place of whatever is there.
@@ -41,8 +63,8 @@ class Installer:
         Raises:
             Fatal: uv failed, or the interpreter is not here and cannot be fetched.
         """
-        argv = [self.uv, "venv", "--clear", "--no-project", "--color=never", *interpreter, str(root)]
-        said = self._complaints(argv, self.environment)
+        argv = [self._uv, "venv", "--clear", "--no-project", "--color=never", *interpreter, str(root)]
+        said = self._complaints(argv, self._environment)
         if said:
             raise Fatal(explain(said, f"create the virtual environment {root}"))
 
@@ -65,10 +87,10 @@ class Installer:
         Raises:
             Fatal: uv failed; says why, what to do, and what uv said last.
         """
-        argv = [self.uv, *_INSTALL, *target, "--requirements", str(lock)]
-        said = self._complaints(argv, self.environment, Downloads(progress).hear)
+        argv = [self._uv, *_INSTALL, *target, "--requirements", str(lock)]
+        said = self._complaints(argv, self._environment, Downloads(progress).hear)
         if fallback_index and is_not_offered(said):
-            environment = with_extra_index(self.environment, fallback_index)
+            environment = with_extra_index(self._environment, fallback_index)
             said = self._complaints(argv, environment, Downloads(progress).hear)
         if said:
             raise Fatal(explain(said, f"install {what}"))
@@ -86,25 +108,20 @@ class Installer:
             said.append(line)
             listener(line)
 
-        status = self.run(argv, environment=environment, on_line=hear)
-        return [*said, f"exit status {status}"] if status else []
+        status = self._run(argv, environment=environment, on_line=hear)
+        if status < 0:
+            said.append(f"killed by {signal.Signals(-status).name}")
+        return (said or [f"exit status {status}"]) if status else []
 
 
-def find_installer(run: Run = run_program) -> Installer:
-    """The uv beside this interpreter, else the one on PATH, with pip's settings.
-
-    Settings made for uv itself win over pip's.
+def find_installer() -> Installer:
+    """The uv beside this interpreter, else the one on PATH.
 
     Raises:
-        Fatal: there is no uv.
+        Fatal: there is none.
     """
     beside = str(Path(sys.executable).parent)
     uv = shutil.which("uv", path=os.pathsep.join((beside, os.environ.get("PATH", os.defpath))))
     if uv is None:
         raise Fatal("uv is not installed: run `make setup`")
-    listing: list[str] = []
-    pip = [sys.executable, "-m", "pip", "config", "list"]
-    status = run(pip, environment=os.environ, on_line=listing.append)
-    settings = {} if status else to_uv("\n".join(listing))
-    # Any index may serve any release, as with pip: the hashes of the lock decide what is installed.
-    return Installer(uv, {"UV_INDEX_STRATEGY": "unsafe-best-match", **settings, **os.environ}, run)
+    return Installer(uv, os.environ)

