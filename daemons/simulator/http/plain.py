@@ -5,7 +5,7 @@ import math
 import random
 import struct
 import time
-from typing import Any, cast
+from typing import Any
 
 from aiohttp import web
 
@@ -96,7 +96,7 @@ def _inputs(body: EmbeddingRequest) -> list[list[int]]:
     if isinstance(body.input, str):
         return [encode(body.input)]
     if body.input and isinstance(body.input[0], int):
-        return [cast("list[int]", body.input)]
+        return [body.input]
     return [_tokens(each) for each in body.input]
 
 

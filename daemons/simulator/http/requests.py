@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, field_validator
 
 
 class Body(BaseModel):
@@ -96,12 +96,19 @@ class MessagesRequest(Body):
     """``/v1/messages``."""
 
     messages: list[dict[str, Any]]
-    max_tokens: int = Field(gt=0)
+    max_tokens: int
     system: str | list[dict[str, Any]] | None = None
     stop_sequences: list[str] | None = None
     stream: bool | None = False
     temperature: float | None = None
     top_p: float | None = None
+
+    @field_validator("max_tokens")
+    @classmethod
+    def _positive(cls, value: int) -> int:
+        if value <= 0:
+            raise ValueError("max_tokens must be positive")
+        return value
 
 
 class CountRequest(Body):
