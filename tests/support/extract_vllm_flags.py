@@ -1,8 +1,8 @@
 """Extracts the flags of ``vllm serve`` from unpacked source distributions into the engine's table.
 
-Usage: ``python extract_vllm_flags.py HASHES FOLDER... > daemons/engine/command/flags.json``, where HASHES has
-a line ``VERSION SHA256`` for each source distribution and FOLDER is one unpacked. Nothing of vLLM is imported:
-its parsers are read as syntax trees, so that no release needs to be installed.
+Usage: ``python extract_vllm_flags.py HASHES FOLDER... > daemons/engine/command/flags.json``, where HASHES
+has a line ``VERSION SHA256`` for each source distribution and FOLDER is one unpacked. Nothing of vLLM is
+imported: its parsers are read as syntax trees, so that no release needs to be installed.
 """
 
 import ast

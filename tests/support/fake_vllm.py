@@ -1,7 +1,8 @@
 """A stand-in for the ``vllm`` program: same flags, log lines and processes, no model.
 
 What it does is read from ``fake.json`` in the model's folder: ``{"mode": …}``. Run as ``python fake_vllm.py
-serve MODEL --uds PATH …``. Like vLLM it has a grandchild that does the work (``core.pid`` in the model's folder).
+serve MODEL --uds PATH …``. Like vLLM it has a grandchild that does the work
+(``core.pid`` in the model's folder).
 """
 
 import json

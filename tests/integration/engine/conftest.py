@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -74,11 +75,12 @@ class EngineUnderTest:
         self.settings = defaults | settings
         self.config.write_text(yaml.safe_dump(self.settings))
         self.log_file = folder / "log.jsonl"
-        self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        stack.callback(self.manager.close)
-        self.manager.bind(str(self.run / "notify"))
-        self.manager.setblocking(False)
-        self.told: list[str] = []
+        self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._manager.bind(str(self.run / "notify"))
+        self._told: list[str] = []
+        listening = threading.Thread(target=self._listen, daemon=True)
+        listening.start()
+        stack.callback(self._hang_up, listening)
         log = stack.enter_context(self.log_file.open("w"))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "daemons.engine", "engine", "--config", str(self.config)],
@@ -100,11 +102,18 @@ class EngineUnderTest:
 
     def notifications(self) -> list[str]:
         """Everything it told its service manager."""
-        while True:
-            try:
-                self.told.append(self.manager.recv(4096).decode())
-            except BlockingIOError:
-                return self.told
+        return list(self._told)
+
+    def _listen(self) -> None:
+        # A manager that does not listen would block the daemon: the queue of a datagram socket is short.
+        while message := self._manager.recv(4096):
+            self._told.append(message.decode())
+
+    def _hang_up(self, listening: threading.Thread) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+            end.sendto(b"", str(self.run / "notify"))
+        listening.join(5)
+        self._manager.close()
 
     def ready(self) -> bool:
         """Whether it sent READY."""

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ def test_an_exit_with_status_0_is_a_failure_and_restarts_within_budget(engine: L
     for generation in (2, 3):
         first = core_of(model)
         running.api("POST", "/fake/exit")
-        wait_for(lambda generation=generation: running.is_ready(generation))
+        wait_for(partial(running.is_ready, generation))
         assert gone(first)
     assert 'llm_engine_restarts_total{cause="exit"} 2.0' in running.metrics()
     running.api("POST", "/fake/exit")
