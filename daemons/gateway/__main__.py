@@ -1,5 +1,6 @@
 """``llm-gateway``: the command."""
 
+import secrets
 import sys
 from argparse import Namespace
 
@@ -7,6 +8,7 @@ from daemons.gateway import settings
 from daemons.gateway.gateway import Gateway
 from daemons.gateway.tenants.keys import KeyFolder, KeyRing
 from daemons.runtime import cli, lifecycle, sockets
+from daemons.runtime.credentials import Credentials
 
 _PROG = "llm-gateway"
 _DESCRIPTION = "OpenAI-compatible API in front of the inference engines"
@@ -32,7 +34,13 @@ def _run(options: Namespace) -> int:
     handed = sockets.inherited()
     http = handed.get("http") or [sockets.listen_tcp(loaded.listen, "listen")]
     metrics = handed.get("metrics") or [sockets.listen_tcp(loaded.metrics, "metrics")]
-    return lifecycle.run(Gateway(loaded, http, metrics))
+    return lifecycle.run(Gateway(loaded, _salt_secret(options), http, metrics))
+
+
+def _salt_secret(options: Namespace) -> bytes:
+    """The credential ``cache-salt``; without one, caches are told apart by a secret of this process."""
+    given = Credentials(options.config.resolve().parent).get("cache-salt")
+    return given.get_secret_value().encode() if given else secrets.token_bytes(32)
 
 
 if __name__ == "__main__":

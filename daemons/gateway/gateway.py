@@ -14,6 +14,7 @@ from daemons.gateway.api.info import Info
 from daemons.gateway.api.server import GatewayServer
 from daemons.gateway.errors import ErrorCode
 from daemons.gateway.metrics import Metrics, PoolCollector, register
+from daemons.gateway.policy.sanitise import Policy, cache_salts
 from daemons.gateway.pool.engine import Engine
 from daemons.gateway.pool.pick import LeastInFlight
 from daemons.gateway.pool.poller import Poller
@@ -39,9 +40,14 @@ class Gateway(Daemon):
     """Serves the API on `http` and the metrics on `metrics`, sockets that are already listening."""
 
     def __init__(
-        self, settings: GatewaySettings, http: list[socket.socket], metrics: list[socket.socket]
+        self,
+        settings: GatewaySettings,
+        salt_secret: bytes,
+        http: list[socket.socket],
+        metrics: list[socket.socket],
     ) -> None:
         self._settings = settings
+        self._salt = cache_salts(salt_secret)
         self._http = http
         self._metrics_sockets = metrics
         self._background: list[asyncio.Task[None]] = []
@@ -65,6 +71,7 @@ class Gateway(Daemon):
         self._settle = Settle(self._metrics, Records("llm-gateway", "request"), ())
         stages = Stages(
             authenticate=authenticate,
+            policy=Policy(self._settings.policy, self._salt, self._pool.media_hosts),
             pool=self._pool,
             admission=self._admission,
             attempts=Attempts(self._pool, self._metrics, RetryBudget()),

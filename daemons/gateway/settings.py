@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from daemons.gateway.policy.bounds import PolicySettings
 from daemons.runtime import settings
 from daemons.runtime.settings import Settings
 from daemons.runtime.sockets import Address
@@ -143,6 +144,7 @@ class GatewaySettings(Settings):
     queue: QueueSettings = QueueSettings()
     limits: LimitSettings = LimitSettings()
     cors: CorsSettings = CorsSettings()
+    policy: PolicySettings = PolicySettings()
 
     @model_validator(mode="after")
     def _unique_engines(self) -> "GatewaySettings":

@@ -3,48 +3,62 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from daemons.gateway.api.forms import OPENAI, Form
-from daemons.gateway.relay.sse import EventFilter, OpenAIFilter
+from daemons.gateway.api.forms import ANTHROPIC, OPENAI, RESPONSES, Form
+from daemons.gateway.policy.sanitise import EngineFields
+from daemons.gateway.relay.sse import EventFilter, OpenAIFilter, messages_filter, responses_filter
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An API path whose requests go to an engine.
+    """An API path whose requests go to an engine, under the same path.
 
     Attributes:
         path: as the client asks for it.
         name: short name in logs and metrics.
         form: how errors are told.
-        engine_path: path at the engine.
+        fields: what the engine understands there.
         events: makes the filter of a stream from `keep_final` and `keep_all`; None where nothing streams.
-        usage_in_stream: whether streams tell usage only when asked to.
     """
 
     path: str
     name: str
     form: Form
-    engine_path: bytes
+    fields: EngineFields
     events: Callable[[bool, bool], EventFilter] | None = None
-    usage_in_stream: bool = False
 
 
-def _openai_events(keep_final: bool, keep_all: bool) -> EventFilter:
+def _openai(keep_final: bool, keep_all: bool) -> EventFilter:
     return OpenAIFilter(keep_final=keep_final, keep_all=keep_all)
 
+
+def _responses(_: bool, __: bool) -> EventFilter:
+    return responses_filter()
+
+
+def _messages(_: bool, __: bool) -> EventFilter:
+    return messages_filter()
+
+
+_STREAM = EngineFields(streams=True, usage_in_stream=True)
+_NAMED = EngineFields(streams=True)
+_STORED = EngineFields(streams=True, store=True)
+_POOLING = EngineFields()
+_PLAIN = EngineFields(cache_salt=False)
 
 ENDPOINTS = {
     endpoint.path: endpoint
     for endpoint in (
-        Endpoint(
-            "/v1/chat/completions",
-            "chat",
-            OPENAI,
-            b"/v1/chat/completions",
-            _openai_events,
-            usage_in_stream=True,
-        ),
-        Endpoint(
-            "/v1/completions", "completions", OPENAI, b"/v1/completions", _openai_events, usage_in_stream=True
-        ),
+        Endpoint("/v1/chat/completions", "chat", OPENAI, _STREAM, _openai),
+        Endpoint("/v1/completions", "completions", OPENAI, _STREAM, _openai),
+        Endpoint("/v1/responses", "responses", RESPONSES, _STORED, _responses),
+        Endpoint("/v1/messages", "messages", ANTHROPIC, _NAMED, _messages),
+        Endpoint("/v1/messages/count_tokens", "count_tokens", ANTHROPIC, _PLAIN),
+        Endpoint("/v1/embeddings", "embeddings", OPENAI, _POOLING),
+        Endpoint("/v1/rerank", "rerank", OPENAI, _POOLING),
+        Endpoint("/rerank", "rerank", OPENAI, _POOLING),
+        Endpoint("/v1/score", "score", OPENAI, _POOLING),
+        Endpoint("/score", "score", OPENAI, _POOLING),
+        Endpoint("/tokenize", "tokenize", OPENAI, _PLAIN),
+        Endpoint("/detokenize", "detokenize", OPENAI, _PLAIN),
     )
 }

@@ -16,7 +16,7 @@ from daemons.gateway.api.server import ClientConnection, Written
 from daemons.gateway.errors import ApiError, ErrorCode, status_of
 from daemons.gateway.exchange import Exchange
 from daemons.gateway.metrics import Metrics
-from daemons.gateway.policy.sanitise import Sanitised, sanitise
+from daemons.gateway.policy.sanitise import Policy, Sanitised
 from daemons.gateway.pool.pick import Asked
 from daemons.gateway.pool.pool import Pool
 from daemons.gateway.relay.attempts import Attempts
@@ -35,6 +35,7 @@ class Stages:
     """What a request passes, in this order."""
 
     authenticate: Authenticator
+    policy: Policy
     pool: Pool
     admission: Admission
     attempts: Attempts
@@ -90,9 +91,9 @@ class Inference:
     async def _serve(self, request: BaseRequest, endpoint: Endpoint, exchange: Exchange) -> ErrorCode | None:
         raw = await accept.read_body(request, self._limits.body_bytes, self._timeouts.request_body)
         exchange.bytes_in = len(raw)
-        asked_for = sanitise(raw, usage_in_stream=endpoint.usage_in_stream)
+        asked_for = self._stages.policy(raw, exchange.tenant.cache_group, endpoint.fields)
         self._check_model(asked_for.model, exchange)
-        exchange.stream = asked_for.stream and endpoint.events is not None
+        exchange.stream = asked_for.stream
         exchange.prompt_estimate = asked_for.prompt_tokens
         series = self._stages.metrics.series(exchange.model, endpoint.name, exchange.tenant.priority)
         series.in_flight += 1
@@ -174,7 +175,7 @@ class Inference:
     def _request_head(self, request: BaseRequest, endpoint: Endpoint, exchange: Exchange) -> bytes:
         # Two requests of one identifier must not meet inside an engine: it is made unique for it.
         return b"%b HTTP/1.1\r\nX-Request-Id: %b-%b\r\n%b" % (
-            endpoint.engine_path,
+            endpoint.path.encode(),
             exchange.request_id.encode(),
             accept.new_id()[:8].encode(),
             accept.traceparent(request.headers),

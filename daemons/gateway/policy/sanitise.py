@@ -1,10 +1,15 @@
 """A request body, read once: what it asks for, and the bytes that the engine gets."""
 
+import hmac
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import msgspec
 
 from daemons.gateway.errors import ApiError, ErrorCode
+from daemons.gateway.policy.bounds import PolicySettings
+from daemons.gateway.policy.media import check_media
+from daemons.gateway.policy.table import RULES, Action
 
 Body = dict[str, msgspec.Raw]
 
@@ -21,6 +26,28 @@ class _StreamOptions(msgspec.Struct):
 
 
 _decode_stream_options = msgspec.json.Decoder(_StreamOptions | None).decode
+
+
+_CONVERSATIONS = ("messages", "input", "system", "documents", "query", "queries", "items", "data_1", "data_2")
+_NOTHING = frozenset({b"null", b"false"})
+_FALSE = msgspec.Raw(b"false")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFields:
+    """What the engine's side of an API understands.
+
+    Attributes:
+        streams: whether it can answer as a stream.
+        usage_in_stream: whether streams tell usage only when asked to.
+        cache_salt: whether it takes a cache salt.
+        store: whether it would keep answers unless told not to.
+    """
+
+    streams: bool = False
+    usage_in_stream: bool = False
+    cache_salt: bool = True
+    store: bool = False
 
 
 @dataclass(slots=True)
@@ -87,34 +114,92 @@ def flag_of(body: Body, name: str) -> bool:
     return raw == b"true"
 
 
-def sanitise(raw: bytes, *, usage_in_stream: bool) -> Sanitised:
-    """Read the request in `raw`.
+class Policy:
+    """What tenants may ask, and what the gateway sets in their place.
 
     Args:
-        raw: the body as received.
-        usage_in_stream: whether streams of this API tell usage only when asked to.
-
-    Raises:
-        ApiError: the request is refused.
+        bounds: how much they may ask for.
+        salt: makes the cache salt of a cache group; None leaves caches shared.
+        media_hosts: hosts that every engine of a model may fetch media from.
     """
-    body = parse(raw)
-    stream = flag_of(body, "stream")
-    keep_final = keep_all = False
-    changed = False
-    if stream and usage_in_stream:
-        options = _stream_options(body)
-        keep_final = bool(options and options.include_usage)
-        keep_all = keep_final and bool(options and options.continuous_usage_stats)
-        body["stream_options"] = _ALL_USAGE
-        changed = True
-    return Sanitised(
-        model=text_of(body, "model"),
-        stream=stream,
-        keep_final=keep_final,
-        keep_all=keep_all,
-        body=_encode(body) if changed else raw,
-        prompt_tokens=len(raw) // 4,
-    )
+
+    def __init__(
+        self,
+        bounds: PolicySettings,
+        salt: Callable[[str], bytes] | None,
+        media_hosts: Callable[[str], Collection[str]],
+    ) -> None:
+        self._bounds = bounds
+        self._salt = salt
+        self._media_hosts = media_hosts
+
+    def __call__(self, raw: bytes, cache_group: str, fields: EngineFields) -> Sanitised:
+        """Read the request in `raw`.
+
+        Raises:
+            ApiError: the request is refused.
+        """
+        body = parse(raw)
+        model = text_of(body, "model")
+        changed = self._apply(body)
+        for name in _CONVERSATIONS:
+            if name in body:
+                check_media(name, body[name], self._media_hosts(model))
+        stream = fields.streams and flag_of(body, "stream")
+        keep_final = keep_all = False
+        if stream and fields.usage_in_stream:
+            options = _stream_options(body)
+            keep_final = bool(options and options.include_usage)
+            keep_all = keep_final and bool(options and options.continuous_usage_stats)
+            body["stream_options"] = _ALL_USAGE
+            changed = True
+        if fields.store:
+            body["store"] = _FALSE
+            changed = True
+        if fields.cache_salt and self._salt is not None:
+            body["cache_salt"] = msgspec.Raw(self._salt(cache_group))
+            changed = True
+        return Sanitised(
+            model=model,
+            stream=stream,
+            keep_final=keep_final,
+            keep_all=keep_all,
+            body=_encode(body) if changed else raw,
+            prompt_tokens=len(raw) // 4,
+        )
+
+    def _apply(self, body: Body) -> bool:
+        """Hold `body` against the table; whether anything was dropped from it."""
+        dropped = []
+        for name, raw in body.items():
+            rule = RULES.get(name)
+            if rule is None or rule.action is Action.DROP:
+                dropped.append(name)
+            elif rule.check is not None:
+                rule.check(name, raw, self._bounds)
+            elif rule.action is Action.REFUSE and bytes(raw) not in _NOTHING:
+                raise ApiError(
+                    ErrorCode.PARAMETER_NOT_ALLOWED, f"'{name}' must not be set: {rule.reason}", param=name
+                )
+            elif rule.action is Action.SET and name != "stream_options":
+                dropped.append(name)
+        for name in dropped:
+            del body[name]
+        return bool(dropped)
+
+
+def cache_salts(secret: bytes) -> Callable[[str], bytes]:
+    """Cache salts by group, as JSON strings: HMAC-SHA256 of its name, which nobody can guess."""
+    known: dict[str, bytes] = {}
+
+    def salt(group: str) -> bytes:
+        found = known.get(group)
+        if found is None:
+            digest = hmac.new(secret, group.encode(), "sha256").hexdigest()
+            found = known[group] = f'"{digest}"'.encode()
+        return found
+
+    return salt
 
 
 def _stream_options(body: Body) -> _StreamOptions | None:

@@ -27,6 +27,11 @@ class Pool:
         """The engines of `model`, in whatever state."""
         return self._by_model.get(model, ())
 
+    def media_hosts(self, model: str) -> frozenset[str]:
+        """Hosts that every engine of `model` may fetch media from."""
+        hosts = [frozenset(e.settings.media_hosts) for e in self.serving(model)]
+        return frozenset.intersection(*hosts) if hosts else frozenset()
+
     def pick(self, asked: Asked, now: float, without: Collection[Engine] = ()) -> Engine | None:
         """The engine to take the request, other than those of `without`; None when none has a place."""
         free = [e for e in self._by_model[asked.model] if e.accepts(now) and e not in without]

@@ -1,0 +1,146 @@
+"""Checks of parameters against their bounds; each raises `ApiError` naming the parameter and the bound."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from daemons.gateway.errors import ApiError, ErrorCode
+from daemons.gateway.policy.bounds import PolicySettings
+
+Check = Callable[[str, msgspec.Raw, PolicySettings], None]
+
+_decode = msgspec.json.Decoder().decode
+_decode_number = msgspec.json.Decoder(float | bool | None).decode
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def beyond(name: str, what: str, bound: int) -> ApiError:
+    """The refusal of a parameter over its bound."""
+    return ApiError(
+        ErrorCode.PARAMETER_OUT_OF_BOUNDS, f"'{name}' has {what}; at most {bound} are taken here.", param=name
+    )
+
+
+def _wrong(name: str, expected: str) -> ApiError:
+    return ApiError(ErrorCode.INVALID_REQUEST, f"'{name}' must be {expected}.", param=name)
+
+
+def value_of(name: str, raw: msgspec.Raw) -> Any:
+    """The parameter as Python objects.
+
+    Raises:
+        ApiError: it is not valid JSON after all.
+    """
+    try:
+        return _decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise _wrong(name, "valid JSON") from None
+
+
+def number(bound_name: str, *, least: int = 0) -> Check:
+    """A number from `least` to a bound; booleans and null pass."""
+
+    def check(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
+        try:
+            value = _decode_number(raw)
+        except msgspec.MsgspecError:
+            raise _wrong(name, "a number") from None
+        if value is None or isinstance(value, bool):
+            return
+        bound: int = getattr(bounds, bound_name)
+        if not least <= value <= bound:
+            raise ApiError(
+                ErrorCode.PARAMETER_OUT_OF_BOUNDS,
+                f"'{name}' is {value:g}; it must be from {least} to {bound}.",
+                param=name,
+            )
+
+    return check
+
+
+def entries(bound_name: str) -> Check:
+    """A list or an object of at most so many entries; a single value and null pass."""
+
+    def check(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
+        bound: int = getattr(bounds, bound_name)
+        first = bytes(memoryview(raw)[:1])
+        if first == b"[":
+            try:
+                count = len(_decode_list(raw))
+            except (msgspec.MsgspecError, RecursionError):
+                raise _wrong(name, "valid JSON") from None
+        elif first == b"{":
+            count = len(value_of(name, raw))
+        else:
+            return
+        if count > bound:
+            raise beyond(name, f"{count} entries", bound)
+
+    return check
+
+
+def prompts(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
+    """A text, a list of texts, a list of tokens, or a list of such lists; what is counted is prompts."""
+    if bytes(memoryview(raw)[:1]) != b"[":
+        return
+    try:
+        items = _decode_list(raw)
+    except (msgspec.MsgspecError, RecursionError):
+        raise _wrong(name, "valid JSON") from None
+    tokens = bool(items) and bytes(memoryview(items[0])[:1]).isdigit()
+    if not tokens and len(items) > bounds.prompts:
+        raise beyond(name, f"{len(items)} entries", bounds.prompts)
+
+
+def stop(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
+    """Stop strings: how many, and how long together."""
+    entries("stop")(name, raw, bounds)
+    if len(memoryview(raw)) > bounds.stop_bytes:
+        raise beyond(name, f"{len(memoryview(raw))} bytes", bounds.stop_bytes)
+
+
+def schema(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
+    """A structure that an answer must have: its size, its nesting, and the regular expressions in it."""
+    size = len(memoryview(raw))
+    if size > bounds.schema_bytes:
+        raise beyond(name, f"{size} bytes", bounds.schema_bytes)
+    level = [value_of(name, raw)]
+    depth = 0
+    while level:
+        depth += 1
+        if depth > bounds.schema_depth:
+            raise beyond(name, "too many levels", bounds.schema_depth)
+        level = [child for node in level for child in _children(name, node, bounds)]
+
+
+def _children(name: str, node: Any, bounds: PolicySettings) -> list[Any]:
+    if isinstance(node, list):
+        return node
+    if not isinstance(node, dict):
+        return []
+    for key in ("regex", "pattern", "guided_regex"):
+        pattern = node.get(key)
+        if isinstance(pattern, str) and len(pattern.encode()) > bounds.regex_bytes:
+            raise beyond(f"{name}.{key}", f"{len(pattern.encode())} bytes", bounds.regex_bytes)
+    return list(node.values())
+
+
+def tools(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
+    """Tools: how many, and their schemas."""
+    entries("tools")(name, raw, bounds)
+    schema(name, raw, bounds)
+
+
+def template_kwargs(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
+    """Arguments of the chat template, of which none may be a template."""
+    size = len(memoryview(raw))
+    if size > bounds.template_kwargs_bytes:
+        raise beyond(name, f"{size} bytes", bounds.template_kwargs_bytes)
+    value = value_of(name, raw)
+    if isinstance(value, dict) and value.keys() & {"chat_template", "tokenize", "tokenizer", "messages"}:
+        raise ApiError(
+            ErrorCode.PARAMETER_NOT_ALLOWED,
+            f"'{name}' must not name a template or replace what the server passes to it.",
+            param=name,
+        )
