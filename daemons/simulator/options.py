@@ -162,7 +162,7 @@ def _add_known(parser: argparse.ArgumentParser) -> None:
     add("--max-num-batched-tokens", type=_tokens, default=2048)
     add("--max-num-queued-reqs", type=int, help="more get 503")
     add("--max-num-queued-tokens", type=_tokens, help="more waiting prompt tokens get 503")
-    add("--block-size", type=int, default=16)
+    add("--block-size", type=int, help="tokens in a KV block (default: 16)")
     add("--num-gpu-blocks-override", type=int)
     add("--kv-cache-memory-bytes", type=_size, help="size of the KV cache")
     add("--gpu-memory-utilization", type=float, default=0.92)

@@ -29,6 +29,7 @@ from daemons.simulator.options import VLLM_VERSION
 from daemons.simulator.runner import DEATH, Runner
 
 _GIB = 2**30
+_DEFAULT_BLOCK = 16
 _DEATH_GRACE = 0.5
 _FLUSH = 1.0
 """Seconds that finished answers have to reach their clients."""
@@ -93,7 +94,7 @@ def _umask() -> int:
 def _memory(options: argparse.Namespace, max_model_len: int) -> startup.Memory:
     return startup.plan_memory(
         max_model_len=max_model_len,
-        block_size=options.block_size,
+        block_size=options.block_size or _DEFAULT_BLOCK,
         kv_bytes=options.sim_kv_bytes or startup.kv_bytes_per_token(options.model),
         kv_cache_bytes=options.kv_cache_memory_bytes,
         blocks_override=options.num_gpu_blocks_override,
@@ -234,20 +235,15 @@ def _engine(options: argparse.Namespace, memory: startup.Memory) -> Engine:
 
 
 def _cache_config(options: argparse.Namespace, memory: startup.Memory, max_model_len: int) -> dict[str, str]:
-    """The labels of ``cache_config_info`` that have a meaning here, in vLLM's spelling."""
+    """The labels of ``cache_config_info`` that depend on the options, in vLLM's spelling."""
     return {
-        "_block_size_resolved": "True",
         "block_size": str(memory.block_size),
-        "cache_dtype": "auto",
-        "effective_attention_block_size": str(memory.block_size),
         "enable_prefix_caching": str(options.enable_prefix_caching),
         "gpu_memory_utilization": str(options.gpu_memory_utilization),
         "kv_cache_max_concurrency": str(memory.tokens / max_model_len),
         "kv_cache_memory_bytes": str(options.kv_cache_memory_bytes),
         "kv_cache_size_tokens": str(memory.tokens),
-        "num_cpu_blocks": "None",
         "num_gpu_blocks": str(memory.blocks),
         "num_gpu_blocks_override": str(options.num_gpu_blocks_override),
-        "prefix_caching_hash_algo": "sha256",
-        "sliding_window": "None",
+        "user_specified_block_size": str(options.block_size is not None),
     }

@@ -54,6 +54,36 @@ _SCALED = frozenset(
 )
 """Histograms of sizes, whose buckets end at ``max_model_len``."""
 
+_CACHE_CONFIG = {
+    "_block_size_resolved": "True",
+    "cache_dtype": "auto",
+    "cache_hit_alignment_tokens": "None",
+    "enable_mamba_shared_prefix_checkpoint": "False",
+    "hash_block_size": "None",
+    "is_attention_free": "False",
+    "kv_cache_dtype_skip_layers": "[]",
+    "kv_cache_layout": "None",
+    "kv_offloading_backend": "native",
+    "kv_offloading_size": "None",
+    "kv_sharing_fast_prefill": "False",
+    "mamba_block_size": "None",
+    "mamba_cache_dtype": "auto",
+    "mamba_cache_mode": "none",
+    "mamba_page_size_padded": "None",
+    "mamba_ssm_cache_dtype": "float32",
+    "num_cpu_blocks": "None",
+    "prefix_cache_retention_interval": "0",
+    "prefix_caching_hash_algo": "sha256",
+    "prefix_match_unit": "None",
+    "replayssm_buffer_len": "16",
+    "skip_page_size_padded": "None",
+    "sliding_window": "None",
+    "swa_bounded_replay": "True",
+    "use_kda_recoverssm": "False",
+    "use_replayssm": "False",
+}
+"""Labels of ``cache_config_info`` that nothing changes here."""
+
 
 class Release032:
     """See `Release`."""
@@ -75,7 +105,13 @@ class Release032:
             if name in _SCALED:
                 bounds = tuple(bound for bound in bounds if bound <= self._max_model_len)
             yield histogram((f"vllm:{name}", text), labels, counted, bounds, snapshot.created)
-        config = {**snapshot.cache_config, "engine": "0"}
+        block = snapshot.cache_config["block_size"]
+        config = {
+            **_CACHE_CONFIG,
+            **snapshot.cache_config,
+            "effective_attention_block_size": block,
+            "engine": "0",
+        }
         yield gauge("vllm:cache_config_info", "Information of the LLMEngine CacheConfig", [(config, 1.0)])
 
 

@@ -91,6 +91,22 @@ _HISTOGRAMS: tuple[tuple[str, str, str, tuple[float, ...] | None], ...] = (
 )
 """Name, counter of ours behind it, help, bounds (None: as many as the context has)."""
 
+_CACHE_CONFIG = {
+    "cache_dtype": "auto",
+    "cpu_offload_gb": "0",
+    "is_attention_free": "False",
+    "num_cpu_blocks": "0",
+    "sliding_window": "None",
+    "swap_space_bytes": "0",
+}
+_CACHE_LABELS = (
+    "block_size",
+    "enable_prefix_caching",
+    "gpu_memory_utilization",
+    "num_gpu_blocks",
+    "num_gpu_blocks_override",
+)
+
 
 class Release066:
     """See `Release`. Timings of the model's forward pass and averages of throughput are not simulated."""
@@ -101,7 +117,7 @@ class Release066:
     def families(self, snapshot: Snapshot) -> Iterable[Metric]:
         """All of them. This release writes no ``_created`` samples."""
         labels, engine = snapshot.labels, snapshot.engine
-        config = {key: value for key, value in snapshot.cache_config.items() if not key.startswith("_")}
+        config = {**_CACHE_CONFIG, **{key: snapshot.cache_config[key] for key in _CACHE_LABELS}}
         yield gauge("vllm:cache_config_info", "Information of the LLMEngine CacheConfig", [(config, 1.0)])
         lora = {"max_lora": "0", "running_lora_adapters": "", "waiting_lora_adapters": ""}
         yield gauge("vllm:lora_requests_info", "Running stats on lora requests.", [(lora, snapshot.created)])
