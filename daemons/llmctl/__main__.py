@@ -4,8 +4,10 @@ import argparse
 import os
 import sys
 
+from daemons.llmctl import status
 from daemons.llmctl.up import verb as up
-from daemons.runtime.cli import guard
+from daemons.runtime import logs
+from daemons.runtime.errors import Fatal, describe_os_error
 from daemons.runtime.version import VERSION
 
 
@@ -18,13 +20,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmctl {VERSION}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     up.add_parsers(verbs)
+    status.add_parser(verbs)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``llmctl``; returns its exit status."""
     args = _parser().parse_args(argv)
-    return guard("llmctl", os.environ.get("LLM_LOG_LEVEL", "warning"), lambda: int(args.run(args)))
+    logs.configure("llmctl", os.environ.get("LLM_LOG_LEVEL", "warning"))
+    try:
+        return int(args.run(args))
+    except Fatal as error:
+        return _complain(str(error), error.exit_code)
+    except OSError as error:
+        return _complain(describe_os_error(error, "go on"), 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _complain(text: str, status: int) -> int:
+    for line in text.splitlines():
+        print(f"llmctl: {line}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from daemons.runtime.errors import Fatal
 
 PARTS = ("engine", "gateway", "gpu-exporter")
 _POLL_SEC = 0.05
+_URL_FILE = "gateway.url"
 
 
 @contextlib.contextmanager
@@ -46,6 +47,19 @@ def holder(run_dir: Path, part: str) -> int | None:
     except FileNotFoundError:
         pass
     return None
+
+
+def write_url(run_dir: Path, url: str) -> None:
+    """Note where the gateway of this checkout listens."""
+    (run_dir / _URL_FILE).write_text(url)
+
+
+def read_url(run_dir: Path) -> str | None:
+    """Where the gateway of this checkout listens, once it has been noted."""
+    try:
+        return (run_dir / _URL_FILE).read_text() or None
+    except FileNotFoundError:
+        return None
 
 
 def stop(run_dir: Path, patience_sec: float) -> list[str]:

@@ -99,12 +99,14 @@ def failure_of(service: Service) -> Fatal:
 
 
 def last_words(log: Path) -> str:
-    """The critical records of a daemon's JSON log since its last start, joined by "; "."""
+    """The critical records at the end of a daemon's JSON log, else its last line whatever that is."""
     words: list[str] = []
+    lines: list[str] = []
     with contextlib.suppress(OSError):
-        for line in log.read_text(errors="replace").splitlines()[-200:]:
+        lines = log.read_text(errors="replace").splitlines()[-200:]
+        for line in lines:
             with contextlib.suppress(ValueError, AttributeError):
                 record = json.loads(line)
                 if record.get("level") == "critical" and record.get("event") not in words:
                     words.append(record["event"])
-    return "; ".join(words)
+    return "; ".join(words) or (lines[-1] if lines else "")

@@ -8,8 +8,10 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 
+import aiohttp
 from rich.console import Console
 
 from daemons.llmctl.up import instance
@@ -19,6 +21,7 @@ from daemons.llmctl.up.screen import Screen
 from daemons.llmctl.up.stack import Stack
 from daemons.llmctl.up.units import Unit
 from daemons.runtime import sockets
+from daemons.runtime.errors import Fatal
 from daemons.runtime.sockets import Address, listen_tcp, port_of
 
 _EXAMPLES = """examples:
@@ -87,6 +90,8 @@ def run_up(args: argparse.Namespace) -> int:
         ports = Ports.around(args.port)
         gateway_sockets = _bind_gateway(ports) if "gateway" in parts else {}
         held.callback(sockets.close_all, gateway_sockets.values())
+        if gateway_sockets:
+            instance.write_url(layout.run, f"http://127.0.0.1:{port_of(gateway_sockets['http'])}")
         engine = prepare(args.engine, args.model, layout, screen)
         layout.write_gateway(engine.model, ports)
         layout.write_engine(engine.model, ports, engine.settings)
@@ -145,6 +150,8 @@ async def _run(
     async with stack.running():
         if await stack.until_ready():
             if "http" in held:
+                if "engine" in {part for part in instance.PARTS if instance.holder(layout.run, part)}:
+                    await _answering(port_of(held["http"]))
                 _banner(layout, screen, engine, port_of(held["http"]))
             else:
                 screen.line("Running. Ctrl-C stops it.")
@@ -152,6 +159,23 @@ async def _run(
         screen.line("\nstopping …")
     screen.line("stopped")
     return 0
+
+
+async def _answering(port: int) -> None:
+    """Wait until the gateway has seen that the engine is ready; it looks once a second.
+
+    Raises:
+        Fatal: it has not within its own patience.
+    """
+    async with aiohttp.ClientSession() as http:
+        try:
+            async with http.get(f"http://127.0.0.1:{port}/ready") as answer:
+                if answer.status == HTTPStatus.OK:
+                    return
+                reason = f"{answer.status}: {(await answer.text()).strip()}"
+        except aiohttp.ClientError as error:
+            reason = str(error)
+    raise Fatal(f"the gateway does not see the engine ({reason}): see the log of llm-gateway")
 
 
 def _banner(layout: Layout, screen: Screen, engine: Engine, port: int) -> None:

@@ -1,0 +1,71 @@
+"""``llmctl status``: what this checkout runs, and whether a model would answer."""
+
+import argparse
+import json
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from daemons.llmctl.up import instance
+from daemons.llmctl.up.layout import Layout
+from daemons.llmctl.up.prepare import CHECKOUT
+
+_TIMEOUT_SEC = 5.0
+_NOT_RUNNING = 3
+"""Exit status of ``systemctl status`` for what is not running."""
+
+
+def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``status``."""
+    parser = verbs.add_parser(
+        "status",
+        help="say what `up` of this checkout runs, and whether a model would answer",
+        description="Exit status: 0 when a request would be answered, 1 when not yet, 3 when nothing runs.",
+    )
+    parser.add_argument("--state", type=Path, default=CHECKOUT / ".llm", metavar="FOLDER")
+    parser.add_argument("--json", action="store_true", help="for scripts")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``llmctl status``."""
+    layout = Layout(args.state)
+    parts = {part: instance.holder(layout.run, part) for part in instance.PARTS}
+    answer = _ask_gateway(layout) if parts["gateway"] else None
+    ready = bool(answer and answer["ready"])
+    if args.json:
+        json.dump({"parts": parts, "gateway": answer, "ready": ready}, sys.stdout)
+        print()
+    else:
+        _print(parts, answer)
+    if not any(parts.values()):
+        return _NOT_RUNNING
+    return 0 if ready else 1
+
+
+def _ask_gateway(layout: Layout) -> dict[str, Any]:
+    url = instance.read_url(layout.run)
+    if url is None:
+        return {"ready": False, "url": None, "detail": "starting"}
+    try:
+        with urllib.request.urlopen(f"{url}/ready?wait=0", timeout=_TIMEOUT_SEC):  # noqa: S310 - our own http URL
+            return {"ready": True, "url": url, "detail": "ready"}
+    except urllib.error.HTTPError as error:
+        with error:
+            detail = error.read().decode(errors="replace").strip()
+        return {"ready": False, "url": url, "detail": detail}
+    except OSError as error:
+        return {"ready": False, "url": url, "detail": str(error)}
+
+
+def _print(parts: dict[str, int | None], answer: dict[str, Any] | None) -> None:
+    table = Table("part", "process", "state", box=None)
+    for part, pid in parts.items():
+        detail = (answer or {}).get("detail", "") if part == "gateway" else "running"
+        table.add_row(part, str(pid or "-"), detail if pid else "not running")
+    Console(highlight=False).print(table)
