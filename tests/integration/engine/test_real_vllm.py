@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from daemons.engine.plan.memory import BLOCK_TOKENS_CPU, kv_tokens
+from daemons.engine.plan.shape import read_shape
 from daemons.llmctl.up.models import SMOLLM2, model_cache
 from tests.integration.engine.conftest import PROJECT, EngineUnderTest, gone, wait_for
 
@@ -126,6 +128,12 @@ def test_the_start_went_through_its_phases(running: EngineUnderTest) -> None:
     (warm,) = [record for record in running.log() if record["event"] == "warm-up answered"]
     assert warm["kinds"] == "completion, chat, long prompt"
     assert "vllm:kv_cache_usage_perc{" in running.metrics()
+
+
+def test_the_plan_knows_the_number_of_kv_tokens(running: EngineUnderTest) -> None:
+    (said,) = [message for message in running.messages() if "KV cache size:" in message]
+    planned = kv_tokens(read_shape(MODEL), 256 << 20, BLOCK_TOKENS_CPU)
+    assert f"KV cache size: {planned:,} tokens" in said
 
 
 def test_mixed_load_and_a_long_prefill_raise_no_alarm(running: EngineUnderTest) -> None:

@@ -1,0 +1,60 @@
+"""From a ledger to a recommendation: how many GPUs, how many replicas, how many requests at a time."""
+
+from dataclasses import dataclass
+
+from daemons.engine.plan.memory import GIB, Ledger, ledger
+from daemons.engine.plan.shape import Shape
+
+_ENOUGH = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What to configure.
+
+    Attributes:
+        tensor_parallel: GPUs of one engine; 0 when the model fits on none of the ways tried.
+        replicas: engines beside each other.
+        max_num_seqs: what to set.
+        ledger: of one GPU, as advised.
+        reason: one sentence.
+    """
+
+    tensor_parallel: int
+    replicas: int
+    max_num_seqs: int
+    ledger: Ledger
+    reason: str
+
+
+def advise(
+    shape: Shape, weights: int, gpu_bytes: int, *, gpus: int, context: int, utilization: float = 0.90
+) -> Advice:
+    """The smallest engine that holds a request of `context` tokens, as often as the GPUs allow.
+
+    Replicas beat tensor parallelism on cards without NVLink wherever one card holds the model: two of them
+    answer nearly twice the requests, two that share each layer do not. Only where the weights, held once per
+    replica, leave them less than half the room for requests do the GPUs rather share one engine.
+    """
+    ways = [2**power for power in range(gpus.bit_length()) if 2**power <= gpus]
+    ledgers = {
+        way: ledger(shape, weights, gpu_bytes, tensor_parallel=way, utilization=utilization) for way in ways
+    }
+    room = {way: entry.users(context) for way, entry in ledgers.items() if entry.users(context) >= 1}
+    most = max((users * (gpus // way) for way, users in room.items()), default=0.0)
+    for way, users in room.items():
+        replicas = gpus // way
+        if users * replicas >= _ENOUGH * most:
+            reason = f"{users:.1f} requests of {context} tokens fit at once on each engine"
+            if replicas > 1:
+                reason += f"; {replicas} replicas serve more than one engine over {gpus} GPUs"
+            return Advice(way, replicas, max(1, min(256, int(users * 2))), ledgers[way], reason)
+    entry = ledgers[ways[-1]]
+    short = (context * entry.token + entry.sequence - entry.kv_cache) * gpus / GIB
+    return Advice(
+        0,
+        0,
+        0,
+        entry,
+        f"does not fit on {gpus} GPU(s): {short:.1f} GiB short; take a quantized or smaller model",
+    )
