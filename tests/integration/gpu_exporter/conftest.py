@@ -42,8 +42,8 @@ class FakeMachine:
         self.lines = [*machine, "-1 count 8"]
         for index in range(8):
             for line in gpu:
-                line = line.replace("-000000000000", f"-{index:012d}").replace(":0F:", f":{index + 16:02X}:")
-                self.lines.append(f"{index} {line}")
+                own = line.replace("-000000000000", f"-{index:012d}").replace(":0F:", f":{index + 16:02X}:")
+                self.lines.append(f"{index} {own}")
             self.lines.append(f"{index} compute {os.getpid()} 77309411328")
             self.lines.append(f"{index} busy {os.getpid()} 1700000000000000 96")
         self._write()
@@ -100,7 +100,7 @@ def machine(library: Path, tmp_path: Path) -> FakeMachine:
 @pytest.fixture(scope="session")
 def _loaded(library: Path) -> Iterator[ctypes.CDLL]:
     # A library that is loaded already answers for its soname, so the bindings find the fake one.
-    yield ctypes.CDLL(str(library))
+    return ctypes.CDLL(str(library))
 
 
 @pytest.fixture
@@ -191,7 +191,12 @@ def start(machine: FakeMachine, tmp_path: Path) -> Iterator[Callable[..., Export
     started: list[Exporter] = []
 
     def begin(watchdog_seconds: float = 0, **settings: object) -> Exporter:
-        values = {"interval": 0.05, "slow_interval": 0.2, "stale_after": 0.5, "worker_timeout": 1.0}
+        values: dict[str, object] = {
+            "interval": 0.05,
+            "slow_interval": 0.2,
+            "stale_after": 0.5,
+            "worker_timeout": 1.0,
+        }
         values |= {"start_timeout": 5.0, "kernel_log": "off", "listen": {"port": 0}, **settings}
         config = tmp_path / "gpu-exporter.yaml"
         config.write_text(yaml.safe_dump(values))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,6 @@ from daemons.gpu_exporter.nvml import NvmlGone, open_nvml
 from daemons.gpu_exporter.page import Page
 from daemons.gpu_exporter.settings import GpuExporterSettings
 from daemons.gpu_exporter.snapshot import NvmlState, Snapshot
-
-from pathlib import Path
 
 FUNCTIONS = sorted(
     set(

@@ -157,7 +157,8 @@ def test_driver_newer_than_the_library_needs_a_fresh_process(machine: Any, start
 def test_xid_events_are_counted_and_outlive_the_worker(machine: Any, start: Callable[..., Any]) -> None:
     machine.use("a6000-pair")
     exporter = start()
-    series = 'gpu_xid_errors_total{gpu="0",uuid="GPU-0000a600-0000-4000-8000-000000000000",pci_bus_id="00000000:3b:00.0"'
+    uuid = "GPU-0000a600-0000-4000-8000-000000000000"
+    series = f'gpu_xid_errors_total{{gpu="0",uuid="{uuid}",pci_bus_id="00000000:3b:00.0"'
     exporter.until(lambda: exporter.value(f'{series},xid="79"}}') == 0, "the zero before the first")
     machine.lines += ["0 xid 31", "0 xid 31"]
     machine.add("0 xid 79")

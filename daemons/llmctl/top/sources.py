@@ -1,0 +1,90 @@
+"""Where the numbers are: metrics addresses from the configuration or the command line, and fetching them."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+
+from daemons.runtime.errors import EXIT_CONFIG, Fatal
+
+_EXPORTER_PORT, _GATEWAY_PORT = 9101, 9102
+_TIMEOUT = aiohttp.ClientTimeout(total=3)
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """URLs of metrics pages; engines by name."""
+
+    exporter: str
+    gateway: str
+    engines: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Metrics pages as text; None where nothing answered.
+
+    Attributes:
+        at: monotonic time of the fetch.
+    """
+
+    at: float
+    exporter: str | None
+    gateway: str | None
+    engines: Mapping[str, str | None]
+
+
+def configured(folder: Path) -> Addresses:
+    """The addresses in the configuration under `folder`; the usual ones where it says nothing.
+
+    Raises:
+        Fatal: a file there is not readable YAML.
+    """
+    engines = {path.stem: _url(_read(path), "metrics", 0) for path in sorted(folder.glob("engines/*.yaml"))}
+    return Addresses(
+        exporter=_url(_read(folder / "gpu-exporter.yaml"), "listen", _EXPORTER_PORT),
+        gateway=_url(_read(folder / "gateway.yaml"), "metrics", _GATEWAY_PORT),
+        engines=engines,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise Fatal(f"{path}: cannot be read ({reason})", EXIT_CONFIG) from None
+    return content if isinstance(content, dict) else {}
+
+
+def _url(content: dict[str, Any], key: str, port: int) -> str:
+    address = content.get(key)
+    if not isinstance(address, dict):
+        address = {}
+    host = str(address.get("host", "127.0.0.1"))
+    # An address to listen on everywhere is reached at home.
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{host}:{address.get('port', port)}/metrics"
+
+
+async def fetch(session: aiohttp.ClientSession, addresses: Addresses) -> Pages:
+    """All pages at once; an address that does not answer costs three seconds and yields None."""
+    names = list(addresses.engines)
+    urls = [addresses.exporter, addresses.gateway, *(addresses.engines[name] for name in names)]
+    exporter, gateway, *engines = await asyncio.gather(*(_page(session, url) for url in urls))
+    at = asyncio.get_running_loop().time()
+    return Pages(at, exporter, gateway, dict(zip(names, engines, strict=True)))
+
+
+async def _page(session: aiohttp.ClientSession, url: str) -> str | None:
+    try:
+        async with session.get(url, timeout=_TIMEOUT) as response:
+            return await response.text() if response.status == 200 else None
+    except (aiohttp.ClientError, TimeoutError, ValueError):
+        return None

@@ -1,0 +1,161 @@
+"""``llmctl top``: rates, joins, silence, the terminal."""
+
+import argparse
+import io
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from daemons.llmctl.top import add_parser
+from daemons.llmctl.top.readings import read
+from daemons.llmctl.top.sources import Pages, configured
+from daemons.llmctl.top.view import screen
+from daemons.runtime.errors import Fatal
+
+GPU = 'gpu="0",uuid="GPU-a"'
+EXPORTER = f"""
+gpu_exporter_nvml_state{{state="ok"}} 1
+gpu_up{{{GPU}}} 1
+gpu_up{{gpu="1",uuid="GPU-b"}} 0
+gpu_fault{{gpu="1",uuid="GPU-b",reason="lost"}} 1
+gpu_info{{{GPU},name="NVIDIA RTX A6000"}} 1
+gpu_utilization_ratio{{{GPU}}} 0.97
+gpu_memory_used_bytes{{{GPU}}} 46170898432
+gpu_memory_total_bytes{{{GPU}}} 51527024640
+gpu_clock_event_active{{{GPU},reason="sw_power_cap"}} 1
+gpu_unit_processes{{{GPU},unit="llm-engine@llama-8b-gpu0.service"}} 1
+"""
+ENGINE = """
+llm_engine_state{{state="ready"}} 1
+vllm:num_requests_running{{engine="0"}} 12
+vllm:num_requests_waiting{{engine="0"}} 3
+vllm:kv_cache_usage_perc{{engine="0"}} 0.5
+vllm:generation_tokens_total{{engine="0"}} {tokens}
+"""
+GATEWAY = """
+llm_gateway_queue_depth{{model="m",class="default"}} 4
+llm_gateway_tokens_total{{key="team-a",model="m",kind="completion"}} {tokens}
+llm_gateway_tokens_total{{key="idle",model="m",kind="completion"}} 5
+"""
+
+
+def pages(at: float, tokens: int) -> Pages:
+    engines = {"llama-8b-gpu0": ENGINE.format(tokens=tokens), "dead": None}
+    return Pages(at, EXPORTER, GATEWAY.format(tokens=tokens), engines)
+
+
+def test_rates_and_joins() -> None:
+    reading = read(pages(12.0, 700), pages(10.0, 500))
+    engine, dead = reading.engines
+    assert (engine.tokens_per_second, engine.running, engine.waiting, engine.kv_used) == (100, 12, 3, 0.5)
+    assert (engine.state, engine.gpus) == ("ready", ("0",))
+    assert (dead.state, dead.running) == ("silent", None)
+    assert [(key.name, key.tokens_per_second) for key in reading.keys] == [("team-a", 100)]
+    assert reading.queue == 4
+    assert reading.silent == ("dead",)
+    assert [(gpu.up, gpu.fault) for gpu in reading.gpus] == [(True, ""), (False, "lost")]
+
+
+def test_a_restarted_engine_has_no_rate() -> None:
+    assert read(pages(12.0, 10), pages(10.0, 500)).engines[0].tokens_per_second is None
+
+
+def test_eighty_columns() -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(screen(read(pages(12.0, 700), pages(10.0, 500))))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    for word in ("RTX A6000", "97%", "lost", "llama-8b-gpu0", "team-a", "no answer: dead", "4 requests wait"):
+        assert word in text
+
+
+def test_nothing_answers() -> None:
+    reading = read(Pages(1.0, None, None, {}), None)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(screen(reading))
+    assert "the exporter does not answer" in console.export_text()
+
+
+def test_addresses_come_from_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "a.yaml").write_text("metrics: {host: 127.0.0.1, port: 9110}\n")
+    (tmp_path / "gateway.yaml").write_text('metrics: {host: "::", port: 9102}\n')
+    found = configured(tmp_path)
+    assert found.engines == {"a": "http://127.0.0.1:9110/metrics"}
+    assert found.gateway == "http://[::1]:9102/metrics"
+    assert found.exporter == "http://127.0.0.1:9101/metrics"
+    (tmp_path / "gateway.yaml").write_text("metrics: [\n")
+    with pytest.raises(Fatal, match=r"gateway\.yaml"):
+        configured(tmp_path)
+
+
+def _parsed(*argv: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    return parser.parse_args(["top", *argv])
+
+
+def test_once_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    closed = "http://127.0.0.1:1/metrics"
+    args = _parsed(
+        "--once", "--json", "--config-dir", str(tmp_path), "--exporter", closed, "--gateway", closed
+    )
+    assert args.run(args) == 1
+    assert json.loads(capsys.readouterr().out)["silent"] == ["exporter", "gateway"]
+
+
+@pytest.mark.parametrize("argv", [["--json"], ["--once", "--engine", "x"]])
+def test_wrong_options(tmp_path: Path, argv: list[str]) -> None:
+    args = _parsed(*argv, "--config-dir", str(tmp_path))
+    with pytest.raises(Fatal):
+        args.run(args)
+
+
+_LIVE = """
+import argparse, sys
+from daemons.llmctl.top import add_parser
+parser = argparse.ArgumentParser()
+add_parser(parser.add_subparsers())
+args = parser.parse_args(["top", "--config-dir", sys.argv[1], "--exporter", "http://127.0.0.1:1/",
+                          "--gateway", "http://127.0.0.1:1/"])
+sys.exit(args.run(args))
+"""
+
+
+def test_one_key_quits_the_live_view(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _LIVE, str(tmp_path)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=Path(__file__).parents[4],
+    )
+    os.close(theirs)
+    shown, deadline = b"", time.monotonic() + 60
+    try:
+        while b"q quits" not in shown:
+            assert time.monotonic() < deadline, shown
+            if select.select([ours], [], [], 1)[0]:
+                shown += os.read(ours, 65536)
+        os.write(ours, b"q")
+        while process.poll() is None:
+            assert time.monotonic() < deadline
+            if select.select([ours], [], [], 0.1)[0]:
+                try:
+                    os.read(ours, 65536)
+                except OSError:
+                    break
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
