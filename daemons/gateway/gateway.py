@@ -66,7 +66,7 @@ class Gateway(Daemon):
 
     async def start(self) -> str:
         """Begin to serve."""
-        self._folder.refresh()
+        await asyncio.to_thread(self._folder.refresh)
         authenticate = Authenticator(self._keys)
         self._settle = Settle(self._metrics, Records("llm-gateway", "request"), ())
         stages = Stages(
@@ -105,6 +105,7 @@ class Gateway(Daemon):
         if self._inference is not None:
             await self._drain(self._inference)
         if self._server is not None:
+            self._server.pre_shutdown()
             await self._server.shutdown(1.0)
         await self._exits.aclose()
         for task in self._background:
@@ -140,7 +141,7 @@ class Gateway(Daemon):
     async def _watch_keys(self) -> None:
         while True:
             await asyncio.sleep(_KEYS_INTERVAL)
-            self._folder.refresh()
+            await asyncio.to_thread(self._folder.refresh)
 
     async def _sweep(self) -> None:
         """End what takes too long; runs often enough for the shortest timeout."""

@@ -87,7 +87,7 @@ class EventFilter:
         Raises:
             ProtocolError: an event is larger than `MAX_EVENT`.
         """
-        if not self._rest and data.find(b"\n\n") == len(data) - 2:
+        if not self._rest and 0 <= data.find(b"\n\n") == len(data) - 2:
             return self._event(data)
         return self._split(data)
 
