@@ -1,0 +1,58 @@
+"""``llmctl config``."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from daemons.llmctl import config
+from daemons.runtime.errors import Fatal
+
+ENGINE = "model: a/b\nserved_names: [b]\ngpus: []\nmetrics: {port: 9110}\n"
+
+
+def llmctl(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    config.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["config", *words])
+    status: int = args.run(args)
+    return status
+
+
+def test_check_reports_every_fault_of_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "good.yaml").write_text(ENGINE)
+    assert llmctl("check", str(tmp_path)) == 0
+    (tmp_path / "engines" / "bad.yaml").write_text(ENGINE + "max_num_seqs: 0\nmodle: x\n")
+    (tmp_path / "gateway.yaml").write_text("listen: 5\n")
+    capsys.readouterr()
+    assert llmctl("check", str(tmp_path)) == 78
+    faults = capsys.readouterr().err
+    assert "bad.yaml:5: max_num_seqs" in faults
+    assert "bad.yaml:6: modle: unknown key" in faults
+    assert "gateway.yaml:1: listen" in faults
+
+
+def test_check_of_nothing_is_a_fault(tmp_path: Path) -> None:
+    with pytest.raises(Fatal, match="no settings files"):
+        llmctl("check", str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", list(config.MODELS))
+def test_every_key_of_every_file_is_described(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert llmctl("schema", kind) == 0
+    schema = json.loads(capsys.readouterr().out)
+    nameless = [
+        f"{model}.{key}"
+        for model, body in {kind: schema, **schema.get("$defs", {})}.items()
+        for key, value in body.get("properties", {}).items()
+        if "description" not in value
+    ]
+    assert nameless == []
+
+
+def test_show_fills_in_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "e.yaml").write_text(ENGINE)
+    assert llmctl("show", "engine", str(tmp_path / "e.yaml")) == 0
+    assert "max_num_seqs: 256" in capsys.readouterr().out
