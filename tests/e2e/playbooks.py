@@ -1,0 +1,117 @@
+"""Running the project's playbooks against test hosts."""
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.e2e.lab.hosts import MIRROR, Host
+
+ANSIBLE = Path(__file__).parents[2] / "ansible"
+HF_TOKEN = "hf_e2eTokenThatMustNotShowAnywhere"
+TINY = {
+    "name": "tiny-a",
+    "model": "/var/lib/llm/models/tiny",
+    "served_names": ["tiny"],
+    "gpus": [],
+    "max_model_len": 1024,
+    "max_num_seqs": 16,
+    "kv_cache_memory_bytes": 67108864,
+    "metrics_port": 9110,
+    "stop": {"drain_seconds": 20},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one run said."""
+
+    status: int
+    output: str
+
+    def count(self, host: str, word: str) -> int:
+        """A number of the recap, for example of ``changed``."""
+        found = re.search(rf"^{re.escape(host)}\s*:.*\b{word}=(\d+)", self.output, flags=re.MULTILINE)
+        assert found, self.output[-3000:]
+        return int(found[1])
+
+    def changed_tasks(self) -> list[str]:
+        """Names of the tasks that changed something."""
+        task, changed = "", []
+        for line in self.output.splitlines():
+            if line.startswith(("TASK [", "RUNNING HANDLER [")):
+                task = line.rstrip("* ")
+            elif line.startswith("changed:"):
+                changed.append(task)
+        return changed
+
+
+@dataclass
+class Playbooks:
+    """Runs playbooks with an inventory of test hosts; `said` is everything any run printed."""
+
+    folder: Path
+    ssh_key: Path
+    wheel: Path
+    environment: dict[str, str]
+    said: list[str] = field(default_factory=list)
+
+    def inventory(self, groups: dict[str, list[Host]], **variables: Any) -> None:
+        """Write the inventory for the runs that follow."""
+        every = {host.name: host for members in groups.values() for host in members}
+        shared = {
+            "ansible_user": "root",
+            "ansible_ssh_private_key_file": str(self.ssh_key),
+            "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null",
+            "llm_mirror_wheels": f"{MIRROR}/wheels",
+            "release_wheel": str(self.wheel),
+            # A test host shares the machine's clock, memory and disk.
+            "preflight_clock": False,
+            "preflight_memory_gib": 4,
+            "preflight_models_disk_gib": 1,
+            "preflight_system_disk_gib": 5,
+            "prometheus_source": "package",
+            "grafana_enabled": False,
+            "llm_hf_token": HF_TOKEN,
+            "llm_keys": [{"name": "team-a"}],
+            **variables,
+        }
+        listed = {
+            name: {"ansible_host": one.address, "llm_address": one.address} for name, one in every.items()
+        }
+        inventory: dict[str, Any] = {"all": {"hosts": listed, "vars": shared}}
+        for group, members in groups.items():
+            inventory[group] = {"hosts": {host.name: None for host in members}}
+        (self.folder / "hosts.yml").write_text(yaml.safe_dump(inventory))
+
+    def run(self, playbook: str, *arguments: str) -> Outcome:
+        """Run `playbook`; never raises for a failed run."""
+        done = subprocess.run(
+            [
+                *(
+                    str(Path(sys.executable).parent / "ansible-playbook"),
+                    "-i",
+                    str(self.folder / "hosts.yml"),
+                ),
+                *(str(ANSIBLE / playbook), *arguments),
+            ],
+            cwd=ANSIBLE,
+            env={**self.environment, "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        output = done.stdout + done.stderr
+        self.said.append(output)
+        return Outcome(done.returncode, output)
+
+    def must(self, playbook: str, *arguments: str) -> Outcome:
+        """Run `playbook`, which must succeed."""
+        outcome = self.run(playbook, *arguments)
+        assert outcome.status == 0, outcome.output[-6000:]
+        return outcome
