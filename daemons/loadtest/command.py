@@ -19,10 +19,9 @@ from daemons.loadtest.measure.results import Result
 from daemons.loadtest.options import build_plan
 from daemons.loadtest.report.live import LiveDisplay, PlainLines
 from daemons.loadtest.report.page import render_page
-from daemons.loadtest.report.text import capacity_sentence, print_capacity, print_comparison, print_result
+from daemons.loadtest.report.text import print_capacity, print_comparison, print_result
 from daemons.loadtest.target import discover, parse_target, served_model
 from daemons.runtime.errors import EXIT_CONFIG, Fatal, describe_os_error
-
 
 _PLAIN_WIDTH = 160
 

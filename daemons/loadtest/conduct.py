@@ -27,9 +27,10 @@ from daemons.loadtest.client.frames import (
 )
 from daemons.loadtest.client.records import Records
 from daemons.loadtest.load.plan import Plan
-from daemons.loadtest.measure.analysis import Gauge, Measured, analyse
+from daemons.loadtest.measure.analysis import analyse
 from daemons.loadtest.measure.attribution import attribute
 from daemons.loadtest.measure.results import Result
+from daemons.loadtest.measure.samples import Gauge, Measured
 from daemons.loadtest.measure.scrape import Scraper, Source
 from daemons.runtime.errors import Fatal
 from daemons.runtime.notify import child_environment

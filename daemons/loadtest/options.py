@@ -226,7 +226,7 @@ def _implied_shape(args: argparse.Namespace) -> str | None:
 
 
 def _mix(args: argparse.Namespace, planned: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
-    """One type of its own when lengths or the endpoint are given; else the planned or default mix, adjusted."""
+    """One type of its own when lengths or the endpoint are given; else the planned or default mix."""
     single = {
         "endpoint": args.endpoint,
         "prompt_tokens": args.prompt_tokens,

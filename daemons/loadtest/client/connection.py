@@ -232,6 +232,7 @@ def _head_template(target: Target, secret: str) -> tuple[bytes, bytes]:
         f"POST {target.base_path}".encode(),
         (
             f" HTTP/1.1\r\nHost: {target.host_header}\r\n{authorization}User-Agent: llmctl-loadtest\r\n"
-            "Accept: text/event-stream, application/json\r\nContent-Type: application/json\r\nContent-Length: "
+            "Accept: text/event-stream, application/json\r\nContent-Type: application/json\r\n"
+            "Content-Length: "
         ).encode(),
     )

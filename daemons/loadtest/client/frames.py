@@ -1,4 +1,4 @@
-"""What the conducting process and the generator process say to each other: msgpack, length-prefixed, on pipes."""
+"""What the conducting process and the generator say to each other: msgpack, length-prefixed, on pipes."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -9,7 +9,7 @@ from daemons.loadtest.client.connection import Target
 
 
 class Order(msgspec.Struct, kw_only=True):
-    """What the generator is to do; the first and only large message to it. Holds secrets: only ever on a pipe."""
+    """What the generator is to do; the first message to it. Holds secrets: only ever on a pipe."""
 
     target: Target
     plan: str

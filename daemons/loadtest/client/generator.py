@@ -1,7 +1,7 @@
 """The load generator: sends each request when it is due, whatever became of those before it.
 
-It runs in a process of its own and does nothing else there: no display, no statistics, no scraping, no garbage
-collection. How late it was itself is part of every record.
+It runs in a process of its own and does nothing else there: no display, no statistics, no scraping, no
+garbage collection. How late it was itself is part of every record.
 """
 
 import asyncio

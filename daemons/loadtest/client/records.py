@@ -64,9 +64,11 @@ COLUMNS = {
     "slow": "B",
     "redialled": "B",
 }
-"""Names and array type codes. Times are seconds since the start of the run, NaN where there is none; `due` is
-when the generator could have sent it (the intended start, or later when all clients were busy); token counts are
--1 where the server gave no usage; `gaps` counts the inter-token gaps that belong to the record."""
+"""Names and array type codes. Times are seconds since the start of the run, NaN where there is none.
+
+`due` is when the generator could have sent it: the intended start, or later when all clients were busy. Token
+counts are -1 where the server gave no usage. `gaps` counts the inter-token gaps that belong to the record.
+"""
 
 
 class Record(msgspec.Struct):

@@ -162,16 +162,10 @@ class ResponseParser:
     def _chunked(self, data: bytes, pieces: list[bytes]) -> None:
         at, size = 0, len(data)
         if self._state is _State.CHUNK_SIZE:
-            # What nearly every read of a stream holds: one whole chunk.
-            end = data.find(b"\r\n")
-            if (
-                0 < end < 8
-                and _HEX.fullmatch(data, 0, end)
-                and (last := end + 2 + int(data[:end], 16)) > end + 2
-            ):
-                if last + 2 == size and data.endswith(b"\r\n"):
-                    pieces.append(data[end + 2 : last])
-                    return
+            whole = _whole_chunk(data)
+            if whole is not None:
+                pieces.append(whole)
+                return
         while at < size:
             state = self._state
             if state is _State.CHUNK_DATA:
@@ -207,6 +201,17 @@ class ResponseParser:
                 raise ProtocolError("a chunk size that is no hexadecimal number")
             self._left = int(digits, 16)
             self._state = _State.CHUNK_DATA if self._left else _State.TRAILERS
+
+
+def _whole_chunk(data: bytes) -> bytes | None:
+    """The chunk in `data` if it holds exactly one, as nearly every read of a stream does; else None."""
+    end = data.find(b"\r\n")
+    if not 0 < end < 8 or not _HEX.fullmatch(data, 0, end):
+        return None
+    size = int(data[:end], 16)
+    if not size or end + 4 + size != len(data) or not data.endswith(b"\r\n"):
+        return None
+    return data[end + 2 : -2]
 
 
 class EventParser:

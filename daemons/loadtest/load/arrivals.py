@@ -12,7 +12,7 @@ def arrivals(plan: Plan, rng: random.Random) -> Iterator[float]:
     """Intended starts of `plan`'s load, ascending.
 
     Raises:
-        ValueError: the load has no arrival times of its own (closed loop, trace).
+        TypeError: the load has no arrival times of its own (closed loop, trace).
     """
     load, end = plan.load, plan.duration
     times: Iterator[float]
@@ -27,7 +27,7 @@ def arrivals(plan: Plan, rng: random.Random) -> Iterator[float]:
     elif isinstance(load, Steps):
         times, end = steps([(s.rate, s.seconds) for s in load.steps], rng), math.inf
     else:
-        raise ValueError(f"a {load.shape} load has no arrival times of its own")
+        raise TypeError(f"a {load.shape} load has no arrival times of its own")
     if plan.requests is not None:
         return islice(times, plan.requests)
     return takewhile(lambda at: at < end, times)

@@ -16,7 +16,7 @@ _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 
 
 class Length(Settings):
-    """A token count drawn from a normal distribution, clipped; written as ``100``, ``50..200`` or a mapping."""
+    """A token count, normally distributed and clipped; written as ``100``, ``50..200`` or a mapping."""
 
     mean: float = Field(gt=0)
     stddev: float = Field(default=0, ge=0)
@@ -69,7 +69,7 @@ class PromptType(Settings):
     model: str | None = None
     """Overrides the plan's model."""
     prompt_tokens: Length = Length(mean=128)
-    """Approximate: one common English word is counted as one token. The report says what the server counted."""
+    """Approximate: a common English word counts as one token. The report says what the server counted."""
     output_tokens: Length = Length(mean=128)
     stream: bool = True
     ignore_eos: bool = False
@@ -109,7 +109,7 @@ class Poisson(_Open):
 
 
 class Gamma(_Open):
-    """Gamma-distributed gaps; a burstiness below 1 clusters arrivals, 1 is Poisson (as in vllm bench serve)."""
+    """Gamma-distributed gaps; burstiness below 1 clusters arrivals, 1 is Poisson (as in vllm bench serve)."""
 
     shape: Literal["gamma"] = "gamma"
     rate: PositiveFloat
@@ -135,7 +135,7 @@ class Steps(_Open):
     """Poisson arrivals whose rate changes in steps; the report has figures for each."""
 
     shape: Literal["steps"] = "steps"
-    steps: list[Step] = Field(min_length=1)
+    steps: tuple[Step, ...] = Field(min_length=1)
 
 
 class Trace(_Open):
@@ -182,12 +182,34 @@ class Timeouts(Settings):
     """How long requests in flight may still run after the last one was sent."""
 
 
-DEFAULT_MIX = [
-    PromptType(name="chat-short", weight=5, prompt_tokens=Length(mean=60, stddev=20, min=10), output_tokens=Length(mean=64, stddev=24, min=8)),
-    PromptType(name="chat-long", weight=2, prompt_tokens=Length(mean=500, stddev=100, min=100, max=700), output_tokens=Length(mean=96, stddev=32, min=8)),
-    PromptType(name="code", weight=2, prompt_tokens=Length(mean=200, stddev=60, min=40), output_tokens=Length(mean=160, stddev=48, min=16)),
-    PromptType(name="shared-prefix", weight=1, prompt_tokens=Length(mean=450, stddev=20, min=400), shared_prefix_tokens=384, prefix_groups=4, output_tokens=Length(mean=48, stddev=16, min=8)),
-]  # fmt: skip
+DEFAULT_MIX = (
+    PromptType(
+        name="chat-short",
+        weight=5,
+        prompt_tokens=Length(mean=60, stddev=20, min=10),
+        output_tokens=Length(mean=64, stddev=24, min=8),
+    ),
+    PromptType(
+        name="chat-long",
+        weight=2,
+        prompt_tokens=Length(mean=500, stddev=100, min=100, max=700),
+        output_tokens=Length(mean=96, stddev=32, min=8),
+    ),
+    PromptType(
+        name="code",
+        weight=2,
+        prompt_tokens=Length(mean=200, stddev=60, min=40),
+        output_tokens=Length(mean=160, stddev=48, min=16),
+    ),
+    PromptType(
+        name="shared-prefix",
+        weight=1,
+        prompt_tokens=Length(mean=450, stddev=20, min=400),
+        shared_prefix_tokens=384,
+        prefix_groups=4,
+        output_tokens=Length(mean=48, stddev=16, min=8),
+    ),
+)
 """Small enough for a context of 1,024 tokens."""
 
 
@@ -201,9 +223,9 @@ class Plan(Settings):
     """Seconds of sending; a trace and steps have their own length."""
     requests: PositiveInt | None = None
     """Send exactly so many instead of sending for `duration`."""
-    mix: list[PromptType] = Field(default=DEFAULT_MIX, min_length=1)
-    keys: list[Key] = []
-    objectives: list[Objective] = []
+    mix: tuple[PromptType, ...] = Field(default=DEFAULT_MIX, min_length=1)
+    keys: tuple[Key, ...] = ()
+    objectives: tuple[Objective, ...] = ()
     """For example ``ttft p95 < 500ms``, ``chat-short: e2e p99 < 8s``, ``errors < 1%``, ``goodput > 95%``."""
     warmup: float | None = Field(default=None, ge=0)
     """Seconds at the start that are left out; by default detected."""
@@ -216,7 +238,7 @@ class Plan(Settings):
     @field_validator("objectives", mode="before")
     @classmethod
     def _parsed(cls, value: object) -> object:
-        if not isinstance(value, list):
+        if not isinstance(value, list | tuple):
             return value
         return [parse_objective(item) if isinstance(item, str) else item for item in value]
 

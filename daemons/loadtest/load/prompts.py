@@ -11,14 +11,16 @@ from itertools import accumulate, count
 
 import msgspec
 
-_WORDS = (
-    "the of and to in is that for it as was with be by on not he his but at are this have from or had an they "
-    "which one you were all her she there would their we him been has when who will no more if out so up said "
-    "what its about than into them can only other time new some could these two may first then do any like my "
-    "now over such our man me even most made after also did many off before must well back through years much "
-    "where your way down should because long each just state those people too mr how little good world make "
-    "very year still see own work men day get here old life both between being under three never know same last"
-).split()
+_COMMON = (
+    "the of and to in is that for it as was with be by on not he his but at are this have from or had an "
+    "they which one you were all her she there would their we him been has when who will no more if out "
+    "so up said what its about than into them can only other time new some could these two may first then "
+    "do any like my now over such our man me even most made after also did many off before must well back "
+    "through years much where your way down should because long each just state those people too mr how "
+    "little good world make very year still see own work men day get here old life both between being "
+    "under three never know same last "
+)
+_WORDS = _COMMON.split()
 _POOL_WORDS = 1 << 15
 SALT_TOKENS = 8
 """About what a salt costs; part of the asked-for length."""
@@ -87,38 +89,32 @@ class Prompts:
         return " ".join(whole)
 
 
-def chat_body(
-    model: str, messages: Sequence[tuple[str, str]], *, max_tokens: int, stream: bool, ignore_eos: bool
-) -> bytes:
+class Generation:
+    """How an answer is asked for."""
+
+    def __init__(self, max_tokens: int, *, stream: bool, ignore_eos: bool) -> None:
+        self.fields: dict[str, object] = {"max_tokens": max_tokens}
+        if stream:
+            # Without it no usage ends the stream, and tokens would have to be guessed from chunks.
+            self.fields |= {"stream": True, "stream_options": {"include_usage": True}}
+        if ignore_eos:
+            self.fields["ignore_eos"] = True
+
+
+def chat_body(model: str, messages: Sequence[tuple[str, str]], options: Generation) -> bytes:
     """The body of a chat completion; messages are (role, content)."""
-    return _encode(
-        {
-            "model": model,
-            "messages": [{"role": role, "content": content} for role, content in messages],
-            **_generation(max_tokens, stream=stream, ignore_eos=ignore_eos),
-        }
-    )
+    said = [{"role": role, "content": content} for role, content in messages]
+    return _encode({"model": model, "messages": said, **options.fields})
 
 
-def completion_body(model: str, prompt: str, *, max_tokens: int, stream: bool, ignore_eos: bool) -> bytes:
+def completion_body(model: str, prompt: str, options: Generation) -> bytes:
     """The body of a text completion."""
-    generation = _generation(max_tokens, stream=stream, ignore_eos=ignore_eos)
-    return _encode({"model": model, "prompt": prompt, **generation})
+    return _encode({"model": model, "prompt": prompt, **options.fields})
 
 
 def embedding_body(model: str, text: str) -> bytes:
     """The body of an embedding."""
     return _encode({"model": model, "input": text})
-
-
-def _generation(max_tokens: int, *, stream: bool, ignore_eos: bool) -> dict[str, object]:
-    fields: dict[str, object] = {"max_tokens": max_tokens}
-    if stream:
-        # Without it no usage ends the stream, and tokens would have to be guessed from chunks.
-        fields |= {"stream": True, "stream_options": {"include_usage": True}}
-    if ignore_eos:
-        fields["ignore_eos"] = True
-    return fields
 
 
 _encode = msgspec.json.Encoder().encode

@@ -1,14 +1,15 @@
 """Sessions: one request, or the turns of a conversation that are sent one after the other."""
 
 import random
-from collections.abc import Callable, Iterator
-from itertools import accumulate, count, repeat
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, islice
 
 import msgspec
 
 from daemons.loadtest.load.arrivals import arrivals, poisson
-from daemons.loadtest.load.plan import Closed, Plan, PromptType, Trace
+from daemons.loadtest.load.plan import Closed, Length, Plan, PromptType, Trace
 from daemons.loadtest.load.prompts import (
+    Generation,
     Prompts,
     chat_body,
     completion_body,
@@ -61,132 +62,122 @@ def workload(plan: Plan, model: str, nonce: str) -> Workload:
     Raises:
         Fatal: a trace cannot be read.
     """
-    rng = random.Random(plan.seed)  # noqa: S311 - reproducible, not secret
-    prompts = Prompts(plan.seed, nonce)
-    pick_key = _chooser([key.weight for key in plan.keys] or [1.0], rng)
+    maker = _Maker(plan, model, nonce)
     if isinstance(plan.load, Trace):
         trace = read_trace(plan.load.file, plan.load.format, plan.requests or plan.budget.requests)
-        return _replay(plan.load, trace, model, prompts, pick_key, rng)
-    sessions = _mixed(plan.mix, model, prompts, pick_key, rng)
-    starts = None if isinstance(plan.load, Closed) else arrivals(plan, random.Random(plan.seed + 1))  # noqa: S311
-    if starts is None and plan.requests is not None:
-        sessions = (session for session, _ in zip(sessions, range(plan.requests), strict=False))
+        return (
+            maker.conversations(plan.load, trace) if trace.conversations else maker.replay(plan.load, trace)
+        )
+    sessions = maker.mixed(plan.mix)
+    if isinstance(plan.load, Closed):
+        return Workload([kind.name for kind in plan.mix], None, islice(sessions, plan.requests))
+    starts = arrivals(plan, random.Random(plan.seed + 1))  # noqa: S311 - reproducible, not secret
     return Workload([kind.name for kind in plan.mix], starts, sessions)
 
 
-def _chooser(weights: list[float], rng: random.Random) -> Callable[[], int]:
+def _chooser(weights: Sequence[float], rng: random.Random) -> Callable[[], int]:
     if len(weights) == 1:
         return lambda: 0
     cumulative, choices = list(accumulate(weights)), range(len(weights))
     return lambda: rng.choices(choices, cum_weights=cumulative)[0]
 
 
-def _mixed(
-    mix: list[PromptType], model: str, prompts: Prompts, pick_key: Callable[[], int], rng: random.Random
-) -> Iterator[Session]:
-    pick_type = _chooser([kind.weight for kind in mix], rng)
-    while True:
-        index = pick_type()
-        yield iter((_request(mix[index], index, pick_key(), model, prompts, rng),))
+class _Maker:
+    """Makes requests for one model."""
 
+    def __init__(self, plan: Plan, model: str, nonce: str) -> None:
+        self._rng = random.Random(plan.seed)  # noqa: S311 - reproducible, not secret
+        self._prompts = Prompts(plan.seed, nonce)
+        self._model = model
+        self._pick_key = _chooser([key.weight for key in plan.keys] or [1.0], self._rng)
 
-def _draw(rng: random.Random, kind: PromptType) -> tuple[int, int]:
-    prompt, output = kind.prompt_tokens, kind.output_tokens
-    return (
-        draw_count(rng, prompt.mean, prompt.stddev, prompt.min, prompt.max, uniform=prompt.uniform),
-        draw_count(rng, output.mean, output.stddev, output.min, output.max, uniform=output.uniform),
-    )
+    def mixed(self, mix: Sequence[PromptType]) -> Iterator[Session]:
+        """Single requests of the mix, without end."""
+        pick_type = _chooser([kind.weight for kind in mix], self._rng)
+        while True:
+            index = pick_type()
+            yield iter((self._request(mix[index], index),))
 
-
-def _request(
-    kind: PromptType, index: int, key: int, model: str, prompts: Prompts, rng: random.Random
-) -> Request:
-    prompt_tokens, output_tokens = _draw(rng, kind)
-    if kind.shared_prefix_tokens:
-        group = f"{kind.name}-{rng.randrange(kind.prefix_groups)}"
-        text = prompts.with_prefix(prompt_tokens, kind.shared_prefix_tokens, group)
-    else:
-        text = prompts.unique(prompt_tokens)
-    cancelled = kind.cancel is not None and rng.random() < kind.cancel.fraction
-    slow = kind.slow_reader is not None and rng.random() < kind.slow_reader.fraction
-    return Request(
-        type=index,
-        key=key,
-        path=PATHS[kind.endpoint],
-        body=_body(kind, kind.model or model, text, output_tokens),
-        stream=kind.stream and kind.endpoint != "embeddings",
-        planned_tokens=prompt_tokens + (0 if kind.endpoint == "embeddings" else output_tokens),
-        cancel_after=kind.cancel.after_tokens if cancelled and kind.cancel else 0,
-        bytes_per_second=kind.slow_reader.bytes_per_second if slow and kind.slow_reader else 0,
-    )
-
-
-def _body(kind: PromptType, model: str, text: str, max_tokens: int) -> bytes:
-    if kind.endpoint == "embeddings":
-        return embedding_body(model, text)
-    if kind.endpoint == "completions":
-        return completion_body(
-            model, text, max_tokens=max_tokens, stream=kind.stream, ignore_eos=kind.ignore_eos
+    def _draw(self, length: Length) -> int:
+        return draw_count(
+            self._rng, length.mean, length.stddev, length.min, length.max, uniform=length.uniform
         )
-    messages = (("user", text),)
-    return chat_body(model, messages, max_tokens=max_tokens, stream=kind.stream, ignore_eos=kind.ignore_eos)
 
+    def _request(self, kind: PromptType, index: int) -> Request:
+        rng = self._rng
+        prompt_tokens, output_tokens = self._draw(kind.prompt_tokens), self._draw(kind.output_tokens)
+        cancelled = kind.cancel is not None and rng.random() < kind.cancel.fraction
+        slow = kind.slow_reader is not None and rng.random() < kind.slow_reader.fraction
+        return Request(
+            type=index,
+            key=self._pick_key(),
+            path=PATHS[kind.endpoint],
+            body=self._body(kind, self._text(kind, prompt_tokens), output_tokens),
+            stream=kind.stream and kind.endpoint != "embeddings",
+            planned_tokens=prompt_tokens + (0 if kind.endpoint == "embeddings" else output_tokens),
+            cancel_after=kind.cancel.after_tokens if cancelled and kind.cancel else 0,
+            bytes_per_second=kind.slow_reader.bytes_per_second if slow and kind.slow_reader else 0,
+        )
 
-def _replay(
-    load: Trace,
-    trace: TraceFile,
-    model: str,
-    prompts: Prompts,
-    pick_key: Callable[[], int],
-    rng: random.Random,
-) -> Workload:
-    if trace.conversations:
-        rate = load.rate or 1.0
-        sessions = (_turns(c, load, model, pick_key(), prompts.salt()) for c in trace.conversations)
-        starts = (at for at, _ in zip(poisson(rate, rng), trace.conversations, strict=False))
-        return Workload(["first-turn", "later-turns"], starts, sessions)
-    types = sorted({row.type for row in trace.rows})
-    indexes = dict(zip(types, count(), strict=False))
-    return Workload(
-        types,
-        (row.at / load.speed for row in trace.rows),
-        (
-            iter((_row_request(row, indexes[row.type], key(), load, model, prompts),))
-            for row, key in zip(trace.rows, repeat(pick_key), strict=False)
-        ),
-    )
+    def _text(self, kind: PromptType, tokens: int) -> str:
+        if not kind.shared_prefix_tokens:
+            return self._prompts.unique(tokens)
+        group = f"{kind.name}-{self._rng.randrange(kind.prefix_groups)}"
+        return self._prompts.with_prefix(tokens, kind.shared_prefix_tokens, group)
 
+    def _body(self, kind: PromptType, text: str, max_tokens: int) -> bytes:
+        model = kind.model or self._model
+        if kind.endpoint == "embeddings":
+            return embedding_body(model, text)
+        options = Generation(max_tokens, stream=kind.stream, ignore_eos=kind.ignore_eos)
+        if kind.endpoint == "completions":
+            return completion_body(model, text, options)
+        return chat_body(model, (("user", text),), options)
 
-def _row_request(row: Row, index: int, key: int, load: Trace, model: str, prompts: Prompts) -> Request:
-    if row.blocks:
-        text = prompts.from_blocks(row.prompt_tokens, row.blocks, MOONCAKE_BLOCK)
-    else:
-        text = prompts.unique(row.prompt_tokens)
-    return Request(
-        type=index,
-        key=key,
-        path=PATHS["chat"],
-        body=chat_body(
-            model, (("user", text),), max_tokens=row.output_tokens, stream=True, ignore_eos=load.ignore_eos
-        ),
-        stream=True,
-        planned_tokens=row.prompt_tokens + row.output_tokens,
-    )
+    def replay(self, load: Trace, trace: TraceFile) -> Workload:
+        """The rows of a trace with times."""
+        types = sorted({row.type for row in trace.rows})
+        indexes = {name: index for index, name in enumerate(types)}
+        starts = (row.at / load.speed for row in trace.rows)
+        sessions = (iter((self._of_row(row, indexes[row.type], load),)) for row in trace.rows)
+        return Workload(types, starts, sessions)
 
-
-def _turns(conversation: Conversation, load: Trace, model: str, key: int, salt: str) -> Session:
-    """Each turn carries the recorded answers so far, so that a run does not depend on what a model says."""
-    messages: list[tuple[str, str]] = [("system", f"Conversation {salt}.")]
-    for number, (asked, answered) in enumerate(conversation.turns):
-        messages.append(("user", asked))
-        max_tokens = max(1, len(answered) // CHARS_PER_TOKEN)
-        body = chat_body(model, messages, max_tokens=max_tokens, stream=True, ignore_eos=load.ignore_eos)
-        yield Request(
-            type=min(number, 1),
-            key=key,
+    def _of_row(self, row: Row, index: int, load: Trace) -> Request:
+        if row.blocks:
+            text = self._prompts.from_blocks(row.prompt_tokens, row.blocks, MOONCAKE_BLOCK)
+        else:
+            text = self._prompts.unique(row.prompt_tokens)
+        options = Generation(row.output_tokens, stream=True, ignore_eos=load.ignore_eos)
+        return Request(
+            type=index,
+            key=self._pick_key(),
             path=PATHS["chat"],
-            body=body,
+            body=chat_body(self._model, (("user", text),), options),
             stream=True,
-            planned_tokens=len(body) // CHARS_PER_TOKEN + max_tokens,
+            planned_tokens=row.prompt_tokens + row.output_tokens,
         )
-        messages.append(("assistant", answered))
+
+    def conversations(self, load: Trace, trace: TraceFile) -> Workload:
+        """Recorded conversations, as sessions of several turns."""
+        sessions = (self._turns(conversation, load) for conversation in trace.conversations)
+        starts = islice(poisson(load.rate or 1.0, self._rng), len(trace.conversations))
+        return Workload(["first-turn", "later-turns"], starts, sessions)
+
+    def _turns(self, conversation: Conversation, load: Trace) -> Session:
+        """Each turn carries the recorded answers so far: a run does not depend on what a model says."""
+        key = self._pick_key()
+        messages: list[tuple[str, str]] = [("system", f"Conversation {self._prompts.salt()}.")]
+        for number, (asked, answered) in enumerate(conversation.turns):
+            messages.append(("user", asked))
+            limit = max(1, len(answered) // CHARS_PER_TOKEN)
+            options = Generation(limit, stream=True, ignore_eos=load.ignore_eos)
+            body = chat_body(self._model, messages, options)
+            yield Request(
+                type=min(number, 1),
+                key=key,
+                path=PATHS["chat"],
+                body=body,
+                stream=True,
+                planned_tokens=len(body) // CHARS_PER_TOKEN + limit,
+            )
+            messages.append(("assistant", answered))

@@ -1,11 +1,10 @@
 """Readers of public workload traces.
 
-Formats: BurstGPT (CSV, arXiv:2401.17644), Azure LLM inference traces 2023 and 2024 (CSV), Mooncake (JSON lines
-with prefix hashes, arXiv:2407.00079), ShareGPT (JSON conversations).
+Formats: BurstGPT (CSV, arXiv:2401.17644), Azure LLM inference traces 2023 and 2024 (CSV), Mooncake (JSON
+lines with prefix hashes, arXiv:2407.00079), ShareGPT (JSON conversations).
 """
 
 import csv
-import io
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,13 +76,16 @@ def parse_trace(text: str, format_: Literal["auto"] | Format, limit: int) -> Tra
     parse = _TIMED[found]
     rows: list[Row] = []
     skipped = 0
-    for row in parse(text):
-        if len(rows) >= limit:
-            break
-        if row is None:
-            skipped += 1
-        else:
-            rows.append(row)
+    try:
+        for row in parse(text):
+            if len(rows) >= limit:
+                break
+            if row is None:
+                skipped += 1
+            else:
+                rows.append(row)
+    except csv.Error as error:
+        raise ValueError(f"not CSV: {error}") from None
     if not rows:
         raise ValueError("the trace has no request that could be replayed")
     rows.sort(key=lambda row: row.at)
@@ -113,7 +115,7 @@ def detect_format(text: str) -> Format:
 
 
 def _csv(text: str, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(io.StringIO(text))
+    reader = csv.DictReader(text.splitlines())
     reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
     missing = set(needed) - set(reader.fieldnames)
     if missing:

@@ -1,4 +1,4 @@
-"""Says where the tail comes from: which stage of a request's way is responsible for slow being slower than usual.
+"""Says where the tail comes from: the stage of a request's way that makes slow slower than usual.
 
 Each stage has a distribution over the window, from the generator's records or from scraped histograms. What
 makes slow requests slow is a stage whose P99 lies far above its P50, so each stage's share is its distance
@@ -132,8 +132,8 @@ def _notes(
     preempted = _increase(by_source, "vllm:num_preemptions_total")
     if preempted:
         notes.append(
-            f"{preempted:.0f} preemptions: the KV cache was too small for what ran; part of prefill and decode "
-            "is work done twice"
+            f"{preempted:.0f} preemptions: the KV cache was too small for what ran, so part of prefill and "
+            "decode is work done twice"
         )
     inside = [s for s in snapshots if window[0] <= s.at <= window[1]]
     for name, what in (

@@ -1,4 +1,4 @@
-"""Finds the highest request rate that meets the objectives: doubling, then bisection, each rate a run of its own."""
+"""Finds the highest request rate that meets the objectives: doubling, then bisection, a run for each rate."""
 
 from collections.abc import Awaitable, Callable
 from typing import Literal
@@ -11,6 +11,8 @@ PRECISION = 0.1
 """The search ends when the failing rate is at most this share above the passing one."""
 MAX_PROBES = 16
 _REPEATS = 2
+_SMALLEST = 64
+"""The search gives up below the starting rate divided by this."""
 
 Verdict = Literal["met", "missed", "invalid"]
 
@@ -32,7 +34,7 @@ class Capacity(msgspec.Struct, kw_only=True):
     high: float | None
     """Lowest rate that missed them; None when the generator's own limit or the ceiling came first."""
     probes: list[Probe]
-    note: str = ""
+    note: str
 
 
 def judge(result: Result, rate: float) -> tuple[Verdict, str]:
@@ -68,45 +70,57 @@ async def find_capacity(
     A miss that is not certain (its confidence interval includes the bound) is tried once more; the second
     try decides.
     """
-    probes: list[Probe] = []
-
-    async def attempt(rate: float) -> Verdict:
-        verdict: Verdict = "missed"
+    search = _Search(start, ceiling)
+    while search.end is None:
+        rate = search.rate
         for _ in range(_REPEATS):
             result = await probe(rate)
             verdict, why = judge(result, rate)
-            probes.append(Probe(rate=rate, verdict=verdict, why=why, result=result))
-            report(probes[-1])
+            search.probes.append(Probe(rate=rate, verdict=verdict, why=why, result=result))
+            report(search.probes[-1])
             if verdict != "missed" or all(c.certain for c in result.checks if not c.met):
                 break
-        return verdict
+        search.learn()
+    return Capacity(low=search.low, high=search.high, probes=search.probes, note=search.end)
 
-    low: float | None = None
-    high: float | None = None
-    rate = start
-    while len(probes) < MAX_PROBES:
-        verdict = await attempt(rate)
-        if verdict == "invalid":
-            return Capacity(low=low, high=high, probes=probes, note="the generator itself is at its limit")
-        if probes[-1].result.stopped_by not in {"complete"}:
-            note = f"the search was ended: {probes[-1].result.stopped_by}"
-            return Capacity(low=low, high=high, probes=probes, note=note)
-        if verdict == "met":
-            low = rate
+
+class _Search:
+    """Where the search stands: `low` is known to pass, `high` to fail; `end` says why it is over."""
+
+    def __init__(self, start: float, ceiling: float) -> None:
+        self.rate = min(start, ceiling)
+        self.low: float | None = None
+        self.high: float | None = None
+        self.end: str | None = None
+        self.probes: list[Probe] = []
+        self._floor = self.rate / _SMALLEST
+        self._ceiling = ceiling
+
+    def learn(self) -> None:
+        """Take the last probe into account and choose the next rate."""
+        last = self.probes[-1]
+        if last.result.stopped_by != "complete":
+            self.end = f"the search was ended: {last.result.stopped_by}"
+        elif last.verdict == "invalid":
+            self.end = "the generator itself is at its limit"
+        elif last.verdict == "met":
+            self.low = self.rate
         else:
-            high = rate
-        if low is not None and low >= ceiling:
-            return Capacity(
-                low=low, high=None, probes=probes, note=f"the ceiling of {ceiling:g}/s was reached"
-            )
-        if high is not None and low is None:
-            if high < start / 64:
-                return Capacity(low=None, high=high, probes=probes, note="not even a small load meets them")
-            rate = high / 2
-        elif high is None:
-            rate = min(rate * 2, ceiling)
-        elif low is not None and high <= low * (1 + PRECISION):
-            return Capacity(low=low, high=high, probes=probes)
-        else:
-            rate = ((low or 0) + high) / 2
-    return Capacity(low=low, high=high, probes=probes, note=f"ended after {MAX_PROBES} runs")
+            self.high = self.rate
+        if self.end is None:
+            self.end = self._reason_to_end()
+        self.rate = self._next()
+
+    def _reason_to_end(self) -> str | None:
+        if self.low is not None and self.low >= self._ceiling:
+            return f"the ceiling of {self._ceiling:g}/s was reached"
+        if self.low is None and self.high is not None and self.high < self._floor:
+            return "not even a small load meets them"
+        if self.low is not None and self.high is not None and self.high <= self.low * (1 + PRECISION):
+            return ""
+        return f"ended after {MAX_PROBES} runs" if len(self.probes) >= MAX_PROBES else None
+
+    def _next(self) -> float:
+        if self.high is None:
+            return min(self.rate * 2, self._ceiling)
+        return ((self.low or 0.0) + self.high) / 2

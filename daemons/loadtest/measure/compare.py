@@ -59,7 +59,7 @@ def load_result(path: Path) -> Result:
 
 
 def compare(before: Result, now: Result) -> Comparison:
-    """Differences of the headline figures, each with the confidence interval of its ratio (block bootstrap)."""
+    """Differences of the headline figures, each with the confidence interval of its ratio."""
     found = [
         _latency(metric, percent, before, now)
         for metric in ("ttft", "itl", "tpot", "e2e")
@@ -122,15 +122,12 @@ def _verdict(
 
 
 def _caveats(before: Result, now: Result) -> list[str]:
-    found = []
+    found: list[str] = []
     for name, result in (("the baseline", before), ("this run", now)):
-        if not result.valid:
-            found.append(f"{name} is invalid: {'; '.join(result.invalid)}")
+        found.extend(f"{name} is invalid: {reason}" for reason in result.invalid)
         if not result.steady:
             found.append(f"{name} was not steady")
     if before.model != now.model:
         found.append(f"other model: {before.model}, now {now.model}")
-    for part in ("load", "mix"):
-        if before.plan.get(part) != now.plan.get(part):
-            found.append(f"the plans differ in their {part}")
-    return found
+    changed = (part for part in ("load", "mix") if before.plan.get(part) != now.plan.get(part))
+    return found + [f"the plans differ in their {part}" for part in changed]

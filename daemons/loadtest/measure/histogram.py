@@ -9,7 +9,7 @@ MICROSECOND = 1e-6
 
 
 def bucket_of(seconds: float) -> int:
-    """Index of the bucket of `seconds`; below 256 us buckets are 1 us wide, above at most 1/128 of the value."""
+    """Index of the bucket of `seconds`: 1 us wide below 256 us, above at most 1/128 of the value."""
     us = int(seconds * 1e6 + 0.5) if seconds > 0 else 0
     if us <= _MASK:
         return us
@@ -53,8 +53,7 @@ class Histogram:
             counts[index] = counts.get(index, 0) + 1
             total += 1
             added += value
-            if value > largest:
-                largest = value
+            largest = max(largest, value)
         self.total += total
         self.sum += added
         self.max = largest

@@ -5,7 +5,7 @@ every latency metric that has one), as vllm bench serve and DistServe (arXiv:240
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from daemons.runtime.settings import Settings
@@ -82,7 +82,7 @@ def parse_objective(text: str) -> Objective:
     )
 
 
-def request_bounds(objectives: list[Objective], type_name: str) -> Mapping[str, float]:
+def request_bounds(objectives: Sequence[Objective], type_name: str) -> Mapping[str, float]:
     """The tightest per-request bound of each latency metric for requests of `type_name`, in seconds."""
     bounds: dict[str, float] = {}
     for objective in objectives:

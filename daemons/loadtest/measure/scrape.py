@@ -63,7 +63,7 @@ def parse_metrics(text: str) -> dict[tuple[str, Labels], float]:
 
 
 class Scraper:
-    """Scrapes every source once a second; a source that fails is a problem to report, never a reason to stop."""
+    """Scrapes every source once a second; one that fails is a problem to report, no reason to stop."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = list(sources)
@@ -110,7 +110,7 @@ class Scraper:
 def histogram_delta(
     first: Mapping[tuple[str, Labels], float], last: Mapping[tuple[str, Labels], float], name: str
 ) -> list[tuple[float, float]]:
-    """What a histogram counted between two scrapes: (upper bound, observations up to it), summed over series."""
+    """What a histogram counted between two scrapes: (upper bound, observations up to it), over all series."""
     bounds: dict[float, float] = {}
     for (sample, labels), value in last.items():
         if sample == f"{name}_bucket":
@@ -122,7 +122,7 @@ def histogram_delta(
 
 
 def bucket_percentile(buckets: Sequence[tuple[float, float]], percent: float) -> float:
-    """A percentile of cumulative buckets, linear within a bucket as Prometheus' histogram_quantile; 0 if empty."""
+    """A percentile of cumulative buckets, as Prometheus' histogram_quantile has it; 0 if empty."""
     if not buckets or not buckets[-1][1]:
         return 0.0
     rank = buckets[-1][1] * percent / 100

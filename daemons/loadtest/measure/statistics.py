@@ -13,7 +13,7 @@ Interval = tuple[float, float]
 RESAMPLES = 400
 CONFIDENCE = 0.95
 BLOCKS = 20
-"""Blocks of consecutive time that are resampled as wholes, because latencies close in time depend on each other."""
+"""Blocks of consecutive time are resampled as wholes: latencies close in time depend on each other."""
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
@@ -57,7 +57,7 @@ class Blocks:
         return found
 
     def intervals(self, percents: Sequence[float], seed: int = 0) -> dict[float, Interval]:
-        """Confidence intervals of the percentiles, by resampling the blocks; empty when there is too little."""
+        """Confidence intervals of the percentiles, by resampling; empty when there is too little."""
         if not self.usable:
             return {}
         rng = random.Random(seed)  # noqa: S311 - resampling
@@ -97,7 +97,7 @@ def ratio_interval(base: Blocks, now: Blocks, percent: float, seed: int = 0) -> 
 
 
 def warmup_end(series: Sequence[float]) -> int | None:
-    """How many leading values to leave out: MSER (White 1997), the cut that minimises the mean's standard error.
+    """How many leading values to leave out: MSER (White 1997), the cut with the least standard error.
 
     None when the best cut lies in the second half and the series rises: then no steady state was reached.
     """

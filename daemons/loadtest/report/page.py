@@ -15,15 +15,18 @@ _STYLE = """
 :root{--bg:#fff;--fg:#1c2024;--dim:#687076;--grid:#e4e7eb;--good:#18794e;--bad:#cd2b31;
 --c0:#3b82f6;--c1:#f59e0b;--c2:#ef4444;--c3:#10b981;--c4:#8b5cf6;--c5:#64748b}
 @media(prefers-color-scheme:dark){:root{--bg:#111417;--fg:#e6e8ea;--dim:#9ba1a6;--grid:#2b3036}}
-body{background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif;max-width:1540px;margin:2rem auto;padding:0 1rem}
+body{background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif;max-width:1540px;
+margin:2rem auto;padding:0 1rem}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}.dim{color:var(--dim)}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.25rem .7rem;border-bottom:1px solid var(--grid);text-align:right}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+td,th{padding:.25rem .7rem;border-bottom:1px solid var(--grid);text-align:right}
 td:first-child,th:first-child{text-align:left}.good{color:var(--good)}.bad{color:var(--bad);font-weight:600}
 .banner{padding:.6rem 1rem;border-radius:6px;border:1px solid currentColor;margin:.6rem 0}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,640px),1fr));gap:1rem}
 figure{margin:0}figcaption{font-weight:600}svg{width:100%;height:auto}svg text{fill:var(--dim);font-size:11px}
 .grid{stroke:var(--grid)}.window{fill:var(--grid);opacity:.45}polyline{fill:none;stroke-width:1.8}
-.key{font-weight:400;font-size:.85rem;margin-left:.8rem}.key::before{content:"";display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.3em;background:currentColor}
+.key{font-weight:400;font-size:.85rem;margin-left:.8rem}
+.key::before{content:"";display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.3em}
 """ + "".join(
     f".c{n}{{stroke:var(--c{n})}}.f{n}{{fill:var(--c{n})}}.k{n}::before{{background:var(--c{n})}}"
     for n in range(6)
@@ -55,6 +58,14 @@ def render_page(
     )
 
 
+_CURVES = {
+    "e2e": "from the schedule",
+    "ttft": "from the schedule",
+    "e2e_from_send": "from the send",
+    "ttft_from_send": "from the send",
+    "itl": "between tokens",
+    "tpot": "mean of a request",
+}
 _GROUPS = (("type", "By prompt type"), ("key", "By key"), ("step", "By step"))
 
 
@@ -65,7 +76,8 @@ def _head(result: Result) -> str:
         f"<h1>Load test of {escape(result.target)}, model {escape(result.model)}</h1>"
         f'<p class="dim">{escape(result.started)}, {end - start:.1f} s measured of {result.seconds:.1f} s '
         f"(ended: {escape(result.stopped_by)}; warm-up left out: {escape(result.warmup)})</p>"
-        f"<p><b>{group.request_rate:,.2f}</b> requests/s, <b>{group.output_token_rate:,.1f}</b> output tokens/s, "
+        f"<p><b>{group.request_rate:,.2f}</b> requests/s, "
+        f"<b>{group.output_token_rate:,.1f}</b> output tokens/s, "
         f"<b>{group.goodput:,.2f}</b> good requests/s, {group.requests:,} requests, "
         f"{group.failed:,} failed ({group.error_share:.2%})</p>"
         f'<p class="dim">Generator: dispatch lag P99 {milliseconds(health.dispatch_p99)} ms, event loop P99 '
@@ -118,7 +130,8 @@ def _plots(result: Result) -> str:
     course, window, latencies = result.series, result.window, result.overall.latencies
     plots = [
         line_plot(
-            [Line("offered", [(s.at, s.sent) for s in course], 0), Line("ok", [(s.at, s.ok) for s in course], 3),
+            [Line("offered", [(s.at, s.sent) for s in course], 0),
+             Line("ok", [(s.at, s.ok) for s in course], 3),
              Line("failed", [(s.at, s.failed) for s in course], 2)],
             x_label="seconds", y_label="requests", title="Requests in each interval", window=window,
         ),
@@ -128,7 +141,7 @@ def _plots(result: Result) -> str:
         ),
         _three_lines(course, "ttft", "Time to first token, from the intended start", window),
         _three_lines(course, "e2e", "End to end, from the intended start", window),
-        _percentile_plot(latencies, ("e2e", "e2e_from_send"), "End to end by percentile: what waiting to be sent hides"),
+        _percentile_plot(latencies, ("e2e", "e2e_from_send"), "End to end by percentile"),
         _percentile_plot(latencies, ("ttft", "ttft_from_send"), "Time to first token by percentile"),
         _percentile_plot(latencies, ("itl", "tpot"), "Inter-token latency by percentile"),
         line_plot(
@@ -154,10 +167,8 @@ def _three_lines(course: Sequence[Slice], metric: str, title: str, window: tuple
 
 
 def _percentile_plot(latencies: dict[str, Latency], metrics: Sequence[str], title: str) -> str:
-    names = {"e2e": "from the schedule", "ttft": "from the schedule", "e2e_from_send": "from the send",
-             "ttft_from_send": "from the send", "itl": "between tokens", "tpot": "mean of a request"}  # fmt: skip
     lines = [
-        Line(names[metric], _tail_points(latencies[metric]), number)
+        Line(_CURVES[metric], _tail_points(latencies[metric]), number)
         for number, metric in enumerate(metrics)
         if metric in latencies
     ]

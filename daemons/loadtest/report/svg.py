@@ -7,6 +7,7 @@ from math import floor, log10
 import msgspec
 
 WIDTH, HEIGHT = 720, 260
+_BAR = 36
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 40
 Point = tuple[float, float]
 
@@ -75,8 +76,10 @@ class _Axes:
             )
         middle = (_TOP + HEIGHT - _BOTTOM) / 2
         parts.append(
-            f'<text class="label" x="{(_LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
-            f'<text class="label" transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+            f'<text class="label" x="{(_LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" text-anchor="middle">'
+            f"{escape(x_label)}</text>"
+            f'<text class="label" transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">'
+            f"{escape(y_label)}</text>"
         )
         return parts
 
@@ -105,28 +108,29 @@ def line_plot(
     axes = _Axes((min(xs), max(xs)), (min(0.0, *ys), max(ys) * 1.05), log_x=log_x)
     parts = axes.frame(x_label, y_label)
     if window is not None:
-        left, right = axes.px(max(window[0], axes.x[0])), axes.px(min(window[1], axes.x[1]))
-        height = HEIGHT - _TOP - _BOTTOM
-        parts.insert(
-            0,
-            f'<rect class="window" x="{left:.1f}" y="{_TOP}" width="{max(0, right - left):.1f}" height="{height}"/>',
-        )
+        parts.insert(0, _shade(axes, window))
     for line in lines:
         if line.points:
             path = " ".join(f"{axes.px(x):.1f},{axes.py(y):.1f}" for x, y in line.points)
-            parts.append(
-                f'<polyline class="c{line.colour}" points="{path}"><title>{escape(line.name)}</title></polyline>'
-            )
-    return _figure(title, "".join(parts), lines)
+            name = escape(line.name)
+            parts.append(f'<polyline class="c{line.colour}" points="{path}"><title>{name}</title></polyline>')
+    named = [(line.name, line.colour) for line in lines if line.points]
+    return _figure(title, "".join(parts), named, HEIGHT)
 
 
-def _figure(title: str, inside: str, lines: Sequence[Line]) -> str:
-    keys = "".join(
-        f'<span class="key k{line.colour}">{escape(line.name)}</span>' for line in lines if line.points
-    )
+def _shade(axes: _Axes, window: tuple[float, float]) -> str:
+    left, right = axes.px(max(window[0], axes.x[0])), axes.px(min(window[1], axes.x[1]))
     return (
-        f'<figure><figcaption>{escape(title)} {keys}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(title)}">{inside}</svg></figure>'
+        f'<rect class="window" x="{left:.1f}" y="{_TOP}" width="{max(0, right - left):.1f}" '
+        f'height="{HEIGHT - _TOP - _BOTTOM}"/>'
+    )
+
+
+def _figure(title: str, inside: str, named: Sequence[tuple[str, int]], height: int) -> str:
+    keys = "".join(f'<span class="key k{colour}">{escape(name)}</span>' for name, colour in named)
+    return (
+        f"<figure><figcaption>{escape(title)} {keys}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">{inside}</svg></figure>'
     )
 
 
@@ -134,15 +138,10 @@ def share_bar(parts: Sequence[tuple[str, float]], title: str) -> str:
     """A bar divided by shares that sum to at most 1; empty when all are 0."""
     if not any(share > 0 for _, share in parts):
         return ""
-    at, drawn, lines = 0.0, [], []
-    for number, (name, share) in enumerate(parts):
-        width = share * WIDTH
-        drawn.append(
-            f'<rect class="f{number % 6}" x="{at:.1f}" y="0" width="{width:.1f}" height="36"><title>{escape(name)}: {share:.0%}</title></rect>'
-        )
-        lines.append(f'<span class="key k{number % 6}">{escape(name)} {share:.0%}</span>')
-        at += width
-    return (
-        f'<figure><figcaption>{escape(title)} {"".join(lines)}</figcaption><svg class="bar" viewBox="0 0 {WIDTH} 36" role="img" '
-        f'aria-label="{escape(title)}">{"".join(drawn)}</svg></figure>'
-    )
+    at, drawn = 0.0, []
+    named = [(f"{name} {share:.0%}", number % 6) for number, (name, share) in enumerate(parts)]
+    for (label, colour), (_, share) in zip(named, parts, strict=True):
+        place = f'x="{at:.1f}" y="0" width="{share * WIDTH:.1f}" height="{_BAR}"'
+        drawn.append(f'<rect class="f{colour}" {place}><title>{escape(label)}</title></rect>')
+        at += share * WIDTH
+    return _figure(title, "".join(drawn), named, _BAR)

@@ -1,4 +1,4 @@
-"""Builds and runs `mock_engine.c`: an OpenAI-compatible engine of known behaviour, for tests and benchmarks."""
+"""Builds and runs `mock_engine.c`: an OpenAI-compatible engine of known behaviour for tests and benches."""
 
 import hashlib
 import json
@@ -103,7 +103,7 @@ class MockEngine:
 
     def get(self, path: str) -> bytes:
         """The body of a GET."""
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as response:  # noqa: S310
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as response:
             body: bytes = response.read()
         return body
 
