@@ -109,9 +109,9 @@ async def _answering_errors(request: web.Request, handler: Handler) -> web.Strea
     except web.HTTPMethodNotAllowed as error:
         body = {"detail": "Method Not Allowed"}
         allowed = ", ".join(sorted(error.allowed_methods))
-        return web.json_response(body, status=405, headers={"Allow": allowed}, dumps=errors.compact)
+        return errors.reply(body, status=405, headers={"Allow": allowed})
     except web.HTTPNotFound:
-        return web.json_response({"detail": "Not Found"}, status=404, dumps=errors.compact)
+        return errors.reply({"detail": "Not Found"}, status=404)
 
 
 def _checking(keys: Sequence[str]) -> Middleware:
@@ -123,7 +123,7 @@ def _checking(keys: Sequence[str]) -> Middleware:
             scheme, _, given = request.headers.get("Authorization", "").partition(" ")
             matches = [hmac.compare_digest(given.encode(), key) for key in known]
             if scheme.lower() != "bearer" or not any(matches):
-                return web.json_response({"error": "Unauthorized"}, status=401, dumps=errors.compact)
+                return errors.reply({"error": "Unauthorized"}, status=401)
         return await handler(request)
 
     return check

@@ -97,7 +97,7 @@ class ChatStream:
         if self._alternatives is None:
             return b',"logprobs":null'
         content = logprobs.chat(piece, self._alternatives)
-        return b',"logprobs":' + logprobs.to_json({"content": [content]})
+        return b',"logprobs":' + msgspec.json.encode({"content": [content]})
 
     def _end(self, finish: Finish | None) -> bytes:
         if finish is None:
@@ -215,7 +215,7 @@ class Chat:
             "ec_transfer_params": None,
             "metrics": None,
         }
-        return web.json_response(answer, dumps=errors.compact)
+        return errors.reply(answer)
 
     def _choice(self, body: ChatRequest, index: int, gathered: Gathered) -> dict[str, Any]:
         calls = tools.Calls(body)

@@ -56,7 +56,9 @@ class CompletionStream:
             text = msgspec.json.encode(self._echoes[prompt] + piece.text)
         shown = b"null"
         if self._alternatives is not None:
-            shown = logprobs.to_json(logprobs.completion([piece], self._alternatives, self._written[index]))
+            shown = msgspec.json.encode(
+                logprobs.completion([piece], self._alternatives, self._written[index])
+            )
             self._written[index] += len(piece.text)
         self._generated[index] = generated
         end = b'null,"stop_reason":null'
@@ -222,7 +224,7 @@ class Completions:
             "ec_transfer_params": None,
             "metrics": None,
         }
-        return web.json_response(answer, dumps=errors.compact)
+        return errors.reply(answer)
 
     def _choice(
         self, body: CompletionRequest, index: int, prompt: list[int], gathered: Gathered

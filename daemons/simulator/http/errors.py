@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from aiohttp import web
 from pydantic import ValidationError
 
@@ -115,12 +116,13 @@ def response(error: ApiError, *, anthropic: bool = False) -> web.Response:
     body: dict[str, Any] = body_of(error)
     if anthropic and error.native:
         body = {"type": "error", "error": {"type": error.kind, "message": error.message}}
-    return web.json_response(body, status=error.status, dumps=compact)
+    return reply(body, status=error.status)
 
 
-def compact(value: object) -> str:
-    """JSON without spaces, as FastAPI writes it."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+def reply(value: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """`value` as JSON without spaces and without a charset, as FastAPI writes it."""
+    body = msgspec.json.encode(value)
+    return web.Response(body=body, status=status, headers=headers, content_type="application/json")
 
 
 def loads(data: bytes) -> object:

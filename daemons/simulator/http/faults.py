@@ -17,15 +17,15 @@ class FaultAdmin:
 
     async def show(self, _: web.Request) -> web.Response:
         """The faults in force."""
-        return web.json_response([fault.model_dump() for fault in self._service.faults.list()])
+        return errors.reply([fault.model_dump() for fault in self._service.faults.list()])
 
     async def set(self, request: web.Request) -> web.Response:
         """Put one in force, at once or after its delay."""
         body = await self._service.read(request, Fault)
         self._service.faults.schedule(body, asyncio.get_running_loop())
-        return web.json_response(body.model_dump(), dumps=errors.compact)
+        return errors.reply(body.model_dump())
 
     async def clear(self, _: web.Request) -> web.Response:
         """Everything works again."""
         self._service.faults.clear()
-        return web.json_response([])
+        return errors.reply([])

@@ -1,6 +1,5 @@
 """Log probabilities: made up, but the same for the same token, and in order."""
 
-import json
 from typing import Any
 
 from daemons.simulator.model.text import Piece, alternatives
@@ -46,8 +45,3 @@ def completion(pieces: list[Piece], count: int, offset: int) -> dict[str, Any]:
         "tokens": [piece.text for piece in pieces],
         "top_logprobs": tops,
     }
-
-
-def to_json(value: dict[str, Any]) -> bytes:
-    """`value` as compact JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

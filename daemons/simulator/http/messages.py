@@ -108,7 +108,7 @@ class Messages:
             await collector.wait()
         finally:
             service.release(accepted)
-        return web.json_response(self._whole(head, collector, accepted[0], len(prompt)), dumps=errors.compact)
+        return errors.reply(self._whole(head, collector, accepted[0], len(prompt)))
 
     async def count(self, request: web.Request) -> web.Response:
         """How many tokens a conversation has."""
@@ -116,7 +116,7 @@ class Messages:
         self._service.name_of(body.model)
         tokens = len(self._prompt(body.messages, body.system))
         answer = {"input_tokens": tokens, "context_management": {"original_input_tokens": tokens}}
-        return web.json_response(answer, dumps=errors.compact)
+        return errors.reply(answer)
 
     def _prompt(self, messages: list[dict[str, Any]], system: object) -> list[int]:
         turns = [{"role": "system", "content": system}] if system else []

@@ -33,17 +33,19 @@ class Plain:
 
     async def version(self, _: web.Request) -> web.Response:
         """The release that is imitated."""
-        return _json({"version": self._service.identity.version})
+        return errors.reply({"version": self._service.identity.version})
 
     async def load(self, _: web.Request) -> web.Response:
         """``server_load``, which vLLM counts only with ``--enable-server-load-tracking``."""
-        return _json({"server_load": 0})
+        return errors.reply({"server_load": 0})
 
     async def models(self, _: web.Request) -> web.Response:
         """The served names."""
         identity = self._service.identity
         now = int(time.time())
-        return _json({"object": "list", "data": [_card(name, identity, now) for name in identity.names]})
+        return errors.reply(
+            {"object": "list", "data": [_card(name, identity, now) for name in identity.names]}
+        )
 
     async def tokenize(self, request: web.Request) -> web.Response:
         """Text or a conversation as token ids."""
@@ -56,13 +58,15 @@ class Plain:
         tokens = encode(text)
         strings = [decode([token]) for token in tokens] if body.return_token_strs else None
         limit = self._service.identity.max_model_len
-        return _json({"count": len(tokens), "max_model_len": limit, "tokens": tokens, "token_strs": strings})
+        return errors.reply(
+            {"count": len(tokens), "max_model_len": limit, "tokens": tokens, "token_strs": strings}
+        )
 
     async def detokenize(self, request: web.Request) -> web.Response:
         """Token ids as text."""
         body = await self._service.read(request, DetokenizeRequest)
         self._service.name_of(body.model)
-        return _json({"prompt": decode(body.tokens)})
+        return errors.reply({"prompt": decode(body.tokens)})
 
     async def embeddings(self, request: web.Request) -> web.Response:
         """A unit vector for each input: equal for equal text, and meaning nothing."""
@@ -81,11 +85,7 @@ class Plain:
             "prompt_tokens_details": None,
         }
         head = {"id": f"embd-{random_id()}", "object": "list", "created": int(time.time()), "model": name}
-        return _json({**head, "data": data, "usage": usage})
-
-
-def _json(value: object) -> web.Response:
-    return web.json_response(value, dumps=errors.compact)
+        return errors.reply({**head, "data": data, "usage": usage})
 
 
 def _missing(field: str, given: dict[str, Any]) -> dict[str, Any]:

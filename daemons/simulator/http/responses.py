@@ -215,7 +215,7 @@ class Responses:
         done = collector.choices[0]
         finish = done.finish or Finish("stop")
         answer = shape.done(done.text, done.generated, finish, accepted[0].cached_tokens)
-        return web.json_response(answer, dumps=errors.compact)
+        return errors.reply(answer)
 
     def _prompt(self, body: ResponsesRequest) -> list[int]:
         turns = [{"role": "system", "content": body.instructions}] if body.instructions else []
