@@ -4,7 +4,8 @@ import argparse
 import os
 import sys
 
-from daemons.llmctl import status
+from daemons.llmctl import config, import_env, loadtest, plan, status
+from daemons.llmctl.top import verb as top
 from daemons.llmctl.up import verb as up
 from daemons.runtime import logs
 from daemons.runtime.errors import Fatal, describe_os_error
@@ -20,7 +21,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmctl {VERSION}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     up.add_parsers(verbs)
-    status.add_parser(verbs)
+    for verb in (status, top, plan, loadtest, config, import_env):
+        verb.add_parser(verbs)
     return parser
 
 
