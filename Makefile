@@ -16,7 +16,7 @@ DAEMONS := .venv/.daemons
 DEV := .venv/.dev
 
 .PHONY: help up setup download vllm gateway gpu-exporter monitoring loadtest status stop \
-	test lint lock clean
+	test lint e2e deploy lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,22 @@ gateway: $(DAEMONS) ## run only the gateway
 gpu-exporter: $(DAEMONS) ## run only the GPU exporter
 	@$(UP) gpu-exporter
 
+loadtest: $(DAEMONS) ## load the stack that runs here (CONCURRENCY= DURATION= seconds)
+	@$(LLMCTL) loadtest --url http://localhost:$(PORT) --key-file .llm/key --keys-dir .llm/keys.d \
+		--concurrency $(CONCURRENCY) --duration $(DURATION)s
+
+download: ## not in this release yet
+	@echo "make download: not in this release yet. make up MODEL=NAME lets vLLM fetch a model by itself" >&2; exit 2
+
+monitoring: ## not in this release yet
+	@echo "make monitoring: not in this release yet. /metrics are on 9101, 9102 and 9110 while make up runs;" \
+		"a deployed host gets Prometheus and Grafana" >&2; exit 2
+
+deploy: ## deploy to the hosts of INVENTORY=
+	@test -n "$(INVENTORY)" || { echo "make deploy: say where: make deploy INVENTORY=ansible/inventory/..." >&2; exit 2; }
+	@sh scripts/venv.sh .venv-deploy requirements/deploy.txt
+	cd ansible && ../.venv-deploy/bin/ansible-playbook -i "$(abspath $(INVENTORY))" deploy.yml
+
 status: $(DAEMONS) ## say what runs here and how it is
 	@$(LLMCTL) status
 
@@ -52,6 +68,9 @@ test: $(DEV) ## run every test that can run on this machine
 
 lint: $(DEV) ## ruff, mypy, import-linter, yamllint, ansible-lint
 	@sh scripts/lint.sh
+
+e2e: $(DEV) ## deploy to booted systemd hosts on this machine (root)
+	@$(BIN)/python -m pytest tests/e2e -m "slow or not slow"
 
 lock: $(DEV) ## write the locks of requirements/ anew
 	@sh requirements/lock.sh

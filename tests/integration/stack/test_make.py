@@ -1,0 +1,70 @@
+"""What `make` says to a newcomer, and the commands that the README shows."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tests.integration.stack.conftest import ROOT, Up
+
+pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+
+
+def _make(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_make_alone_lists_the_targets() -> None:
+    listed = _make().stdout
+    for target in ("up", "test", "setup", "download", "vllm", "gateway", "gpu-exporter", "monitoring"):
+        assert re.search(rf"^  make {target} ", listed, re.MULTILINE), target
+    for target in ("loadtest", "status", "stop", "lint", "deploy", "e2e"):
+        assert re.search(rf"^  make {target} ", listed, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("target", ["download", "monitoring"])
+def test_a_target_whose_room_is_not_built_says_so(target: str) -> None:
+    done = _make(target)
+    assert done.returncode == 2
+    assert "not in this release yet" in done.stderr
+
+
+def test_deploy_asks_for_an_inventory() -> None:
+    done = _make("deploy")
+    assert done.returncode == 2
+    assert "make deploy INVENTORY=" in done.stderr
+
+
+def test_every_target_that_the_readme_shows_exists() -> None:
+    shown = set(re.findall(r"`?make ([a-z][a-z-]*)", (ROOT / "README.md").read_text()))
+    listed = set(re.findall(r"^  make ([a-z-]+) ", _make().stdout, re.MULTILINE))
+    assert shown - {"model", "ready"} <= listed
+
+
+def test_the_readme_s_check_command_accepts_the_written_settings(simulated: Up) -> None:
+    command = [
+        ROOT / ".venv" / "bin" / "llm-gateway",
+        "--config",
+        simulated.state / "gateway.yaml",
+        "--check",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    broken = simulated.state / "broken.yaml"
+    text = (simulated.state / "gateway.yaml").read_text()
+    broken.write_text(text.replace("port: ", "port: eighty # "))
+    done = subprocess.run(
+        [*command[:2], broken, "--check"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 78
+    assert re.search(r"broken\.yaml:\d+: listen\.port: .*valid integer", done.stderr)
+
+
+def test_the_status_of_a_running_stack(simulated: Up) -> None:
+    command = [ROOT / ".venv" / "bin" / "llmctl", "status", "--state", simulated.state]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"gateway +\d+ +ready", done.stdout)
