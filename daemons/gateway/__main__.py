@@ -1,26 +1,32 @@
-"""``llm-gateway``: the command."""
+"""``llm-gateway``: the command. It holds the sockets and runs workers, which are the same command again."""
 
 import secrets
 import sys
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 
 from daemons.gateway import settings
 from daemons.gateway.gateway import Gateway
+from daemons.gateway.master import Master, die_with_parent, handed_sockets
 from daemons.gateway.tenants.keys import KeyFolder, KeyRing
 from daemons.runtime import cli, lifecycle, sockets
 from daemons.runtime.credentials import Credentials
 
 _PROG = "llm-gateway"
 _DESCRIPTION = "OpenAI-compatible API in front of the inference engines"
+_EPILOG = """signals:
+  SIGHUP   start a new worker with the present configuration and release; the old one drains
+  SIGTERM  take no new connection, let what is in flight finish (timeouts.drain), end
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the gateway; returns the exit status."""
-    parser = cli.parser(_PROG, _DESCRIPTION, cli.CONFIG_DIR / "gateway.yaml")
+    parser = cli.parser(_PROG, _DESCRIPTION, cli.CONFIG_DIR / "gateway.yaml", _EPILOG)
+    parser.add_argument("--worker", action="store_true", help=SUPPRESS)
     options = parser.parse_args(argv)
     if options.check:
         return cli.report_check(_PROG, lambda: _check(options))
-    return cli.guard(_PROG, options.log_level, lambda: _run(options))
+    return cli.guard(_PROG, options.log_level, lambda: _work(options) if options.worker else _run(options))
 
 
 def _check(options: Namespace) -> str:
@@ -32,9 +38,23 @@ def _check(options: Namespace) -> str:
 def _run(options: Namespace) -> int:
     loaded = settings.load(options.config)
     handed = sockets.inherited()
-    http = handed.get("http") or [sockets.listen_tcp(loaded.listen, "listen")]
-    metrics = handed.get("metrics") or [sockets.listen_tcp(loaded.metrics, "metrics")]
-    return lifecycle.run(Gateway(loaded, _salt_secret(options), http, metrics))
+    held = {
+        "http": handed.get("http") or [sockets.listen_tcp(loaded.listen, "listen")],
+        "metrics": handed.get("metrics") or [sockets.listen_tcp(loaded.metrics, "metrics")],
+    }
+    # Not resolved: after an upgrade the same path leads to the new release.
+    command = [sys.executable, "-m", "daemons.gateway", "--worker"]
+    command += ["--config", str(options.config), "--log-level", options.log_level]
+    master = Master(command, held, loaded.timeouts.drain, lambda: settings.load(options.config))
+    return lifecycle.run(master)
+
+
+def _work(options: Namespace) -> int:
+    die_with_parent()
+    loaded = settings.load(options.config)
+    held = handed_sockets()
+    gateway = Gateway(loaded, _salt_secret(options), held.get("http", []), held.get("metrics", []))
+    return lifecycle.run(gateway)
 
 
 def _salt_secret(options: Namespace) -> bytes:

@@ -33,7 +33,8 @@ from daemons.runtime.sockets import port_of
 log = structlog.get_logger()
 
 _KEYS_INTERVAL = 0.5
-_LOOP_LAG = 10.0
+_FIRST_ROUND = 3.0
+"""Seconds for the engines to say how they are before the gateway takes connections."""
 
 
 class Gateway(Daemon):
@@ -82,9 +83,8 @@ class Gateway(Daemon):
         self._info = Info(self._pool, authenticate, self._settings.ready_wait)
         dispatch = Dispatch(self._inference, self._info, self._metrics)
         self._server = GatewayServer(dispatch, self._settings.limits, self._settings.timeouts)
-        for engine in self._pool.engines:
-            poller = Poller(engine, self._engine_changed)
-            self._background.append(asyncio.create_task(poller.run()))
+        pollers = [Poller(engine, self._engine_changed) for engine in self._pool.engines]
+        self._background += [asyncio.create_task(poller.run()) for poller in pollers]
         self._background.append(asyncio.create_task(self._watch_keys()))
         self._background.append(asyncio.create_task(self._sweep()))
         registry = runtime_metrics.new_registry()
@@ -93,6 +93,10 @@ class Gateway(Daemon):
         for sock in self._metrics_sockets:
             serving = runtime_metrics.serve_metrics("LLM gateway", render, sock)
             await self._exits.enter_async_context(serving)
+        # Whoever comes first must not be told that no engine lives because none was asked yet.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_ROUND):
+                await asyncio.gather(*(poller.asked.wait() for poller in pollers))
         loop = asyncio.get_running_loop()
         for sock in self._http:
             self._servers.append(await loop.create_server(self._server, sock=sock, backlog=4096))
@@ -102,12 +106,13 @@ class Gateway(Daemon):
         """Take no new connection, let what is in flight finish, close everything."""
         for server in self._servers:
             server.close()
+        # The successor answers scrapes from now on.
+        await self._exits.aclose()
         if self._inference is not None:
             await self._drain(self._inference)
         if self._server is not None:
             self._server.pre_shutdown()
             await self._server.shutdown(1.0)
-        await self._exits.aclose()
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)

@@ -28,6 +28,9 @@ class Poller:
 
     An engine on a unix socket has its control socket beside it; one at an ``http(s)`` address may offer
     ``/state`` under its own prefix. Without either, ``/health`` of the API decides.
+
+    Attributes:
+        asked: set once the engine's state is known.
     """
 
     def __init__(self, engine: Engine, changed: Callable[[Engine, EngineReport], None]) -> None:
@@ -37,6 +40,7 @@ class Poller:
         self._name = f"gateway-{os.getpid()}"
         self._misses = 0
         self._wake = asyncio.Event()
+        self.asked = asyncio.Event()
 
     def hurry(self) -> None:
         """Ask now: a request met trouble."""
@@ -48,6 +52,7 @@ class Poller:
             while True:
                 before = self._engine.report
                 self._engine.report = await self._ask(control, api)
+                self.asked.set()
                 if self._engine.report != before:
                     self._changed(self._engine, before)
                 try:
