@@ -130,9 +130,13 @@ class EngineSettings(Settings):
     environment: dict[str, str] = Field(default_factory=dict)
     """Additions to the environment of vLLM; they win over what the daemon sets."""
     startup: Startup = Startup()
+    """How long a start may take."""
     restart: Restart = Restart()
+    """What happens when the running engine fails."""
     stop: Stop = Stop()
+    """How the engine ends."""
     watchdog: Watchdog = Watchdog()
+    """When the running engine counts as hung."""
 
     @field_validator("extra_args")
     @classmethod

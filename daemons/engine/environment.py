@@ -5,6 +5,7 @@ from pathlib import Path
 
 from daemons.engine.command.releases import Release
 from daemons.engine.config import EngineSettings, is_folder
+from daemons.engine.models.store import Store
 from daemons.runtime.errors import Fatal, describe_os_error
 from daemons.runtime.notify import child_environment
 
@@ -65,7 +66,7 @@ def environment(
         "XDG_CACHE_HOME": str(cache / "xdg"),
         "HF_HOME": str(cache / "hf"),
     }
-    if is_folder(settings.model):
+    if is_folder(settings.model) or Store(settings.models_dir).find(settings.model, settings.revision):
         made |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if settings.on_cpu:
         made |= _ON_CPU | {"CUDA_VISIBLE_DEVICES": ""}

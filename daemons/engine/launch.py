@@ -20,6 +20,7 @@ from daemons.engine.command.render import render
 from daemons.engine.config import EngineSettings, is_folder
 from daemons.engine.environment import engine_cache, environment
 from daemons.engine.gpus import Gpu, Inventory, resolve, shared_too_far
+from daemons.engine.models.store import Store
 from daemons.runtime.errors import EXIT_CONFIG, Fatal, describe_os_error
 from daemons.runtime.sockets import unix_socket_alive
 
@@ -134,7 +135,8 @@ def model_of(settings: EngineSettings) -> str:
         Fatal: it is a folder that is absent or holds no model.
     """
     if not is_folder(settings.model):
-        return settings.model
+        downloaded = Store(settings.models_dir).find(settings.model, settings.revision)
+        return settings.model if downloaded is None else os.fspath(downloaded)
     folder = Path(settings.model)
     if not folder.is_dir():
         raise Fatal(

@@ -16,7 +16,7 @@ from daemons.gpu_exporter.settings import GpuExporterSettings
 from daemons.runtime import settings
 from daemons.runtime.cli import CONFIG_DIR
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
-from daemons.runtime.settings import ConfigError, Settings
+from daemons.runtime.settings import ConfigError, Fault, Settings
 
 MODELS: dict[str, type[Settings]] = {
     "gateway": GatewaySettings,
@@ -60,7 +60,7 @@ def run_check(args: argparse.Namespace) -> int:
     files = list(files_below(args.folder))
     if not files:
         raise Fatal(f"there are no settings files below {args.folder}", EXIT_CONFIG)
-    faults = []
+    faults: list[Fault] = []
     for path, model in files:
         try:
             settings.load(path, model)

@@ -1,4 +1,4 @@
-"""``llmctl import-env``: an ``.env`` file of the original stack as inventory variables, saying what changed."""
+"""``llmctl import-env``: an ``.env`` file of the original as inventory variables, and what changed."""
 
 import argparse
 import hashlib
@@ -130,7 +130,7 @@ def _model(made: Import, value: str, _: Mapping[str, str], __: float) -> None:
 
 def _hf_token(made: Import, _: str, __: Mapping[str, str], ___: float) -> None:
     made.notes.append(
-        "HF_TOKEN is a secret and not printed: put it into the vault as the credential hf-token"
+        "HF_TOKEN is a secret and not printed: put it into the vault, as the credential hf-token"
     )
 
 

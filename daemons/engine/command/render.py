@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from daemons.engine.command.releases import Release
-from daemons.engine.config import EngineSettings, ExtraValue, flag_name
+from daemons.engine.config import EngineSettings, ExtraValue, flag_name, is_folder
 
 CPU_KV_CACHE_BYTES = 1 << 30
 """KV cache on the CPU when the settings name none: vLLM would otherwise take a share of the host's memory."""
@@ -26,7 +26,7 @@ def render(
     Raises:
         Fatal: the release does not know a flag of `extra_args`, or lacks what the settings ask for.
     """
-    wanted = list(_wanted(settings, release, socket))
+    wanted = list(_wanted(settings, release, model, socket))
     if settings.tensor_parallel_size > 1 and not direct_access:
         # vLLM trusts the driver about peer access and would hang in its first all-reduce.
         wanted.append(("disable-custom-all-reduce", True))
@@ -38,7 +38,9 @@ def render(
     return command
 
 
-def _wanted(settings: EngineSettings, release: Release, socket: Path) -> Iterator[tuple[str, ExtraValue]]:
+def _wanted(
+    settings: EngineSettings, release: Release, model: str, socket: Path
+) -> Iterator[tuple[str, ExtraValue]]:
     yield "uds", str(socket)
     yield "served-model-name", list(settings.served_names)
     if settings.max_model_len is not None:
@@ -49,7 +51,7 @@ def _wanted(settings: EngineSettings, release: Release, socket: Path) -> Iterato
         yield "tensor-parallel-size", settings.tensor_parallel_size
     if settings.quantization is not None:
         yield "quantization", settings.quantization
-    if settings.revision is not None:
+    if settings.revision is not None and not is_folder(model):
         yield "revision", settings.revision
     if settings.on_cpu if settings.enforce_eager is None else settings.enforce_eager:
         yield "enforce-eager", True

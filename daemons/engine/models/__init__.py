@@ -1,0 +1,1 @@
+"""Models on disk: downloaded from a hub or a mirror, checked against their manifest."""
