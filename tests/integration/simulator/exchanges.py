@@ -1,6 +1,6 @@
 """Requests whose answers are compared, in shape, between the simulator and a real vLLM.
 
-An answer is reduced to what a client relies on: status, keys and types, the order of the events, error bodies.
+An answer is reduced to what a client relies on: status, keys and types, order of events, error bodies.
 Numbers in error messages become ``N``; equal events that follow each other count once, since how many
 tokens share a chunk depends on the load.
 """

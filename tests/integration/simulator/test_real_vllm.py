@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,10 @@ class RealVllm(Simulator):
     patience = 300.0
 
     def __init__(self, folder: Path) -> None:
-        flags = [*FLAGS, "--host", "127.0.0.1", "--port", "0", "--kv-cache-memory-bytes", "67108864"]
+        # vLLM takes port 0, but does not say which one it got.
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        flags = [*FLAGS, "--host", "127.0.0.1", "--port", port, "--kv-cache-memory-bytes", "67108864"]
         self._begin([str(VLLM / "vllm"), "serve", str(folder), *flags], {**os.environ, **SETTINGS})
 
 
