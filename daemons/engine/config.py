@@ -130,7 +130,7 @@ class EngineSettings(Settings):
     environment: dict[str, str] = Field(default_factory=dict)
     """Additions to the environment of vLLM; they win over what the daemon sets."""
     startup: Startup = Startup()
-    """How long a start may take."""
+    """When a start is given up."""
     restart: Restart = Restart()
     """What happens when the running engine fails."""
     stop: Stop = Stop()

@@ -165,8 +165,8 @@ def _quantization(made: Import, value: str, _: Mapping[str, str], __: float) -> 
     elif method == "awq":
         made.engine["quantization"] = None
         made.notes.append(
-            "QUANTIZATION=awq is left unset: naming awq forces the slow kernel, vLLM reads the method from the "
-            "model and takes the fast one"
+            "QUANTIZATION=awq is left unset: naming awq forces the slow kernel, vLLM reads the method from "
+            "the model and takes the fast one"
         )
     else:
         made.engine["quantization"] = method
@@ -191,13 +191,13 @@ def _swap(made: Import, value: str, env: Mapping[str, str], memory_gib: float) -
     if not total:
         return
     made.notes.append(
-        f"SWAP_SPACE_GB was per GPU; kv_offload_gib is the total, {total:g} GiB. It holds prefixes, it does not "
-        "swap: preemption now recomputes. A tier smaller than the GPUs' own KV cache only mirrors it"
+        f"SWAP_SPACE_GB was per GPU; kv_offload_gib is the total, {total:g} GiB. It holds prefixes and "
+        "does not swap: preemption now recomputes. A tier smaller than the GPUs' own KV cache only mirrors it"
     )
     if memory_gib and total > memory_gib / 2:
         made.notes.append(
-            f"kv_offload_gib {total:g} is more than half of this machine's {memory_gib:.0f} GiB: lower it, or "
-            "check the memory of the host it is meant for"
+            f"kv_offload_gib {total:g} is more than half of this machine's {memory_gib:.0f} GiB: lower it, "
+            "or check the memory of the host it is meant for"
         )
 
 

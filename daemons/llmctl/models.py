@@ -1,11 +1,11 @@
 """``llmctl download`` and ``llmctl models``: models on this host."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils.tqdm import disable_progress_bars
 from rich.console import Console
 from rich.table import Table
 
@@ -59,7 +59,7 @@ def run_download(args: argparse.Namespace) -> int:
     hub = Hub(token=Credentials(args.config_dir).get("hf-token"))
     notifier, interactive = SystemdNotifier(), sys.stderr.isatty()
     if not interactive:
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        disable_progress_bars()
     failures: list[Fatal] = []
     for repository, revision, folder in wanted:
 

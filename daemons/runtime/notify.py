@@ -33,10 +33,12 @@ class SystemdNotifier:
     """`Notifier` over ``$NOTIFY_SOCKET``; silent where there is none."""
 
     def __init__(self) -> None:
-        self._notifier = sdnotify.SystemdNotifier()
+        # Without an address sdnotify would leave a socket open that it never uses.
+        self._notifier = sdnotify.SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
 
     def _send(self, *lines: str) -> None:
-        self._notifier.notify("\n".join(lines))
+        if self._notifier is not None:
+            self._notifier.notify("\n".join(lines))
 
     def ready(self, status: str) -> None:
         self._send("READY=1", f"STATUS={_one_line(status)}")

@@ -135,13 +135,14 @@ class Hub:
                         endpoint=self.endpoint,
                         token=self._secret(),
                     )
-                return
             except Unreachable:
                 if attempt == _ATTEMPTS:
                     raise
                 log.warning("the download was interrupted; going on", file=file.name, attempt=attempt)
                 time.sleep(delay)
                 delay *= 2
+            else:
+                return
 
     def _secret(self) -> str | bool:
         return self.token.get_secret_value() if self.token else False
@@ -182,41 +183,44 @@ def _check_space(folder: Path, files: Sequence[Remote]) -> None:
         )
 
 
+_ABSENT: tuple[tuple[type[Exception], str], ...] = (
+    (
+        errors.GatedRepoError,
+        "{0} is gated: accept its licence on the hub, and put a token that may read it into the credential "
+        "hf-token",
+    ),
+    (
+        errors.RepositoryNotFoundError,
+        "there is no model {0} on the hub, or it is private and needs the credential hf-token",
+    ),
+    (errors.RevisionNotFoundError, "{0} has no revision {1}: correct the key revision"),
+    (errors.HFValidationError, "{0!r} is no name of a model: expected ORGANISATION/NAME"),
+)
+# In this order: a gated model is, to the library, a kind of absent one.
+_HTTP_CLIENTS = ("httpx", "httpcore", "requests", "urllib3")
+
+
 @contextmanager
 def _explained(repository: str, revision: str | None) -> Iterator[None]:
-    """Turn the hub's exceptions into one line each. The order matters: gated is a kind of absent."""
+    """Turn the hub's exceptions into one line each."""
     try:
         yield
-    except errors.GatedRepoError:
-        fault = (
-            f"{repository} is gated: accept its licence on the hub, and put a token that may read it into the "
-            "credential hf-token"
-        )
-        raise Fatal(fault, EXIT_CONFIG) from None
-    except errors.RepositoryNotFoundError:
-        fault = (
-            f"there is no model {repository} on the hub, or it is private and needs the credential hf-token"
-        )
-        raise Fatal(fault, EXIT_CONFIG) from None
-    except errors.RevisionNotFoundError:
-        raise Fatal(
-            f"{repository} has no revision {revision}: correct the key revision", EXIT_CONFIG
-        ) from None
-    except errors.HFValidationError:
-        raise Fatal(
-            f"{repository!r} is no name of a model: expected ORGANISATION/NAME", EXIT_CONFIG
-        ) from None
-    except errors.HfHubHTTPError as error:
-        raise Unreachable(f"the hub fails on {repository}: {str(error).splitlines()[0]}") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise Unreachable(f"the hub cannot be reached for {repository} ({type(error).__name__})") from None
-    except OSError as error:
-        if error.errno is not None and error.filename is not None:
-            raise
-        raise Unreachable(
-            f"the line to the hub broke on {repository}: {error or type(error).__name__}"
-        ) from None
     except Exception as error:
-        if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
-            raise
-        raise Unreachable(f"the line to the hub broke on {repository}: {type(error).__name__}") from None
+        for kind, text in _ABSENT:
+            if isinstance(error, kind):
+                raise Fatal(text.format(repository, revision), EXIT_CONFIG) from None
+        if _is_line_trouble(error):
+            said = str(error).splitlines()[:1] or [type(error).__name__]
+            raise Unreachable(f"the hub cannot be reached for {repository}: {said[0]}") from None
+        raise
+
+
+def _is_line_trouble(error: Exception) -> bool:
+    if isinstance(
+        error, errors.HfHubHTTPError | errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled
+    ):
+        return True
+    if isinstance(error, OSError):
+        # One with a file is about the disk.
+        return error.filename is None
+    return type(error).__module__.startswith(_HTTP_CLIENTS)

@@ -57,11 +57,13 @@ def test_only_what_serving_needs_at_the_exact_revision(mirror: Mirror, hub: Hub,
 
 
 def test_an_interrupted_download_goes_on_where_it_was(mirror: Mirror, hub: Hub, tmp_path: Path) -> None:
-    mirror.cut = 2
+    # The library takes 10 MiB at a time: what is to be resumed must be larger.
+    large = WEIGHTS * 16
+    mirror.files["model.safetensors"] = large
+    mirror.cut = 1
     hub.download("org/tiny", None, Store(tmp_path), quiet)
-    assert (tmp_path / "org--tiny" / "model.safetensors").read_bytes() == WEIGHTS
-    assert mirror.ranges
-    assert mirror.served < 2 * len(WEIGHTS)
+    assert (tmp_path / "org--tiny" / "model.safetensors").read_bytes() == large
+    assert mirror.ranges == [f"bytes={10 << 20}-"]
 
 
 def test_a_line_that_always_breaks_is_one_clear_error_and_no_model(
@@ -112,7 +114,7 @@ def test_too_little_space_is_said_before_anything_is_fetched(
     mirror: Mirror, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: argparse.Namespace(free=1 << 20))
-    with pytest.raises(Fatal, match="needs 0.0 GiB more and 0.0 GiB are free"):
+    with pytest.raises(Fatal, match=r"needs 0\.0 GiB more and 0\.0 GiB are free"):
         hub.download("org/tiny", None, Store(tmp_path), quiet)
     assert mirror.served == 0
 
@@ -152,7 +154,7 @@ def test_the_verbs(
     assert not weights.exists()
     with pytest.raises(Fatal, match="no engine is configured"):
         llmctl("download", *where)
-    with pytest.raises(Fatal, match="there is no model org/x\nthere is no model org/y|org/x"):
+    with pytest.raises(Fatal, match=r"org/x.*\n.*org/y"):
         llmctl("download", "org/x", "org/y", *where)
 
 
