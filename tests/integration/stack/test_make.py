@@ -8,6 +8,8 @@ import pytest
 
 from tests.integration.stack.conftest import ROOT, Up
 
+BIN = ROOT / ".venv" / "bin"
+
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 
 
@@ -56,15 +58,14 @@ def test_the_readme_s_check_command_accepts_the_written_settings(simulated: Up) 
     broken = simulated.state / "broken.yaml"
     text = (simulated.state / "gateway.yaml").read_text()
     broken.write_text(text.replace("port: ", "port: eighty # "))
-    done = subprocess.run(
-        [*command[:2], broken, "--check"], capture_output=True, text=True, check=False, timeout=60
-    )
+    command[2] = broken
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 78
     assert re.search(r"broken\.yaml:\d+: listen\.port: .*valid integer", done.stderr)
 
 
 def test_the_status_of_a_running_stack(simulated: Up) -> None:
-    command = [ROOT / ".venv" / "bin" / "llmctl", "status", "--state", simulated.state]
+    command = [BIN / "llmctl", "status", "--state", simulated.state]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"gateway +\d+ +ready", done.stdout)
