@@ -14,7 +14,8 @@ from typing import Any
 
 from aiohttp import web
 
-from daemons.runtime.sockets import Address, listen_tcp, listen_unix
+from daemons.runtime.errors import Fatal
+from daemons.runtime.sockets import listen_unix
 from daemons.simulator import startup
 from daemons.simulator.faults import Faults
 from daemons.simulator.http.app import build
@@ -30,6 +31,7 @@ from daemons.simulator.runner import DEATH, Runner
 
 _GIB = 2**30
 _DEFAULT_BLOCK = 16
+_BACKLOG = 2048
 _DEATH_GRACE = 0.5
 _FLUSH = 1.0
 """Seconds that finished answers have to reach their clients."""
@@ -82,7 +84,18 @@ def _listen(options: argparse.Namespace) -> socket.socket:
     # vLLM binds before it loads, so a port in use fails early.
     if options.uds is not None:
         return listen_unix(Path(options.uds), mode=0o777 & ~_umask())
-    return listen_tcp(Address(host=options.host or "::", port=options.port), key="--port")
+    host = options.host or "0.0.0.0"  # noqa: S104 - vLLM's default
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, options.port))
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        # The last line of vLLM's traceback, which supervisors look for.
+        raise Fatal(f"OSError: [Errno {error.errno}] {error.strerror}") from None
+    sock.setblocking(False)
+    return sock
 
 
 def _umask() -> int:

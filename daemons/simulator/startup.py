@@ -140,7 +140,7 @@ def plan_memory(
     if memory.tokens < max_model_len:
         needed = max_model_len * per_token / _GIB
         raise Fatal(
-            f"ValueError: To serve at least one request with the models's max seq len ({max_model_len}), "
+            f"ValueError: To serve at least one request with the model's max seq len ({max_model_len}), "
             f"({needed:.2f} GiB KV cache is needed, which is larger than the available KV cache memory "
             f"({available / _GIB:.2f} GiB). Based on the available memory, the estimated maximum model "
             f"length is {memory.tokens}. Try increasing `gpu_memory_utilization` or decreasing "
