@@ -12,7 +12,17 @@ from typing import Any
 import yaml
 
 ROLES = Path(__file__).parents[1] / "roles"
-_HEADER = "---\n# Made by tools/document_roles.py from meta/argument_specs.yml.\n"
+_HEADER = """---
+# yamllint disable rule:line-length
+# Made by tools/document_roles.py from meta/argument_specs.yml.
+"""
+
+
+class _Indented(yaml.SafeDumper):
+    """Lists indented below their key, as yamllint wants them."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
 
 
 def _specification(role: Path) -> dict[str, Any]:
@@ -25,7 +35,7 @@ def defaults(role: Path) -> str:
     """The text of the role's ``defaults/main.yml``."""
     options = _specification(role).get("options", {})
     given = {name: option["default"] for name, option in options.items() if "default" in option}
-    return _HEADER + yaml.safe_dump(given, sort_keys=False, width=10_000, allow_unicode=True)
+    return _HEADER + yaml.dump(given, Dumper=_Indented, sort_keys=False, width=10_000, allow_unicode=True)
 
 
 def readme(role: Path) -> str:

@@ -1,11 +1,13 @@
 """The test hosts and the playbooks that are run on them, shared by all scenarios."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -55,17 +57,41 @@ def lab(mirror: Path) -> Iterator[hosts.Lab]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Wheels:
+    """Three releases: this checkout, the same under a later version, and one whose engine does not start."""
+
+    current: Path
+    later: Path
+    broken: Path
+
+
 @pytest.fixture(scope="session")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with this checkout's wheel."""
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Wheels:
+    """The releases that the scenarios deploy."""
     folder = tmp_path_factory.mktemp("wheels")
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*build, "--wheel-dir", str(folder), str(REPO)], check=True, capture_output=True)
-    return folder
+
+    def built(version: str, entry: str) -> Path:
+        source = folder / version
+        source.mkdir()
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(REPO / name, source)
+        shutil.copytree(REPO / "daemons", source / "daemons", ignore=shutil.ignore_patterns("__pycache__"))
+        project = source / "pyproject.toml"
+        project.write_text(re.sub(r'(?m)^version = ".*"$', f'version = "{version}"', project.read_text()))
+        with (source / "daemons/engine/__init__.py").open("a") as file:
+            file.write(entry)
+        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+        subprocess.run([*build, "--wheel-dir", str(source), str(source)], check=True, capture_output=True)
+        return next(source.glob("*.whl"))
+
+    breaks = (
+        '\nimport os\nif "NOTIFY_SOCKET" in os.environ:\n    raise SystemExit("this release is broken")\n'
+    )
+    return Wheels(built("9.0.0", ""), built("9.0.1", ""), built("9.0.2", breaks))
 
 
 @pytest.fixture(scope="session")
-def playbooks(lab: hosts.Lab, wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Playbooks:
+def playbooks(lab: hosts.Lab, wheels: Wheels, tmp_path_factory: pytest.TempPathFactory) -> Playbooks:
     """Runs playbooks on the test hosts and keeps everything they print."""
-    wheel = next(wheels.glob("*.whl"))
-    return Playbooks(tmp_path_factory.mktemp("ansible"), lab.work / "id", wheel, dict(os.environ))
+    return Playbooks(tmp_path_factory.mktemp("ansible"), lab.work / "id", wheels.current, dict(os.environ))

@@ -1,4 +1,4 @@
-"""One host from bare to uninstalled, with the real vLLM on CPU. The tests build on each other, in this order."""
+"""One host from bare to uninstalled, with the real vLLM on CPU. The tests build on each other, in order."""
 
 import json
 import re
@@ -6,13 +6,17 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
+from tests.e2e.conftest import Wheels
 from tests.e2e.lab.hosts import Host, Lab
+from tests.e2e.load import Load
 from tests.e2e.playbooks import HF_TOKEN, TINY, Playbooks
 
 HERE = Path(__file__).parent
+Result = TypeVar("Result")
 UNITS = [
     "llm-gateway.service",
     "llm-engine@tiny-a.service",
@@ -33,7 +37,7 @@ find /etc/systemd /etc/apt /etc/default /etc/nginx /etc/llm /etc/prometheus /opt
 """
 
 
-def until[T](seconds: float, action: Callable[[], T]) -> T:
+def until(seconds: float, action: Callable[[], Result]) -> Result:
     """What `action` returns once it is true.
 
     Raises:
@@ -73,7 +77,8 @@ def active(host: Host) -> dict[str, str]:
 def chat(host: Host) -> str:
     """The HTTP status of a chat through nginx and the gateway."""
     return host.sh(
-        'curl -sk -o /dev/null -w "%{http_code}" https://alpha/v1/chat/completions -H content-type:application/json '
+        'curl -sk -o /dev/null -w "%{http_code}" https://alpha/v1/chat/completions '
+        "-H content-type:application/json "
         '-H "Authorization: Bearer $(cat /etc/llm/credentials/keys/team-a)" '
         """-d '{"model":"tiny","messages":[{"role":"user","content":"hi"}],"max_tokens":4}'""",
         check=False,
@@ -88,9 +93,8 @@ def well(host: Host) -> bool:
 def test_check_mode_on_a_bare_host_fails_nothing_and_changes_nothing(
     host: Host, before: set[str], playbooks: Playbooks
 ) -> None:
-    host.sh(
-        "install -d /var/lib/llm/models && cp -r /srv/model/tiny /var/lib/llm/models/ && chmod -R a+rX /var/lib/llm"
-    )
+    host.sh("install -d /var/lib/llm/models && cp -r /srv/model/tiny /var/lib/llm/models/")
+    host.sh("chmod -R a+rX /var/lib/llm")
     files = host.sh("find /etc /opt -type f | sort")
     outcome = playbooks.must("deploy.yml", "--check", "--diff")
     assert outcome.count("alpha", "changed") > 20
@@ -152,9 +156,7 @@ def test_an_engine_is_confined(lab: Lab, host: Host) -> None:
     host.sh("systemctl daemon-reload && systemctl start llm-engine@probe.service", timeout=60)
     said = host.sh("journalctl -u llm-engine@probe.service -o cat | grep ^PROBE")
     found = json.loads(said.removeprefix("PROBE "))
-    host.sh(
-        "rm -r /etc/systemd/system/llm-engine@probe.service.d /etc/llm/engines/probe.yaml /srv/probe_engine.py"
-    )
+    host.sh("rm -r /etc/systemd/system/llm-engine@probe.service.d /etc/llm/engines/probe.yaml")
     host.sh("rm /dev/nvidia0 /dev/nvidia1; systemctl daemon-reload; rm -r /var/cache/llm/engines/probe")
     # ENXIO: the node may be opened, there is just no driver behind it.
     assert (found["gpu0"], found["gpu1"]) == ("ENXIO", "EPERM")
@@ -183,7 +185,7 @@ def test_the_gateway_cannot_read_the_hub_token(host: Host) -> None:
 
 
 def test_no_secret_shows_anywhere(host: Host, playbooks: Playbooks) -> None:
-    secrets = host.sh("cat /etc/llm/credentials/keys/*").split() + [HF_TOKEN]
+    secrets = [*host.sh("cat /etc/llm/credentials/keys/*").split(), HF_TOKEN]
     assert len(secrets) == 3
     places = {
         "ansible": "\n".join(playbooks.said),
@@ -214,6 +216,41 @@ def test_keys_are_rotated_with_grace(host: Host, playbooks: Playbooks) -> None:
     )
     assert host.sh(status) == "200"
     until(20, lambda: chat(host) == "200")
+
+
+def test_a_reload_under_load_breaks_nothing(host: Host) -> None:
+    with Load(host.address, host.sh("cat /etc/llm/credentials/keys/team-a")) as load:
+        until(60, lambda: load.outcomes["whole"] > 5)
+        host.run("systemctl", "reload", "llm-gateway")
+        reloaded = load.outcomes["whole"]
+        until(60, lambda: load.outcomes["whole"] > reloaded + 10)
+    assert set(load.outcomes) == {"whole"}, load.outcomes
+
+
+def test_an_upgrade_under_load_breaks_nothing(host: Host, playbooks: Playbooks, wheels: Wheels) -> None:
+    with Load(host.address, host.sh("cat /etc/llm/credentials/keys/team-a")) as load:
+        until(60, lambda: load.outcomes["whole"] > 5)
+        playbooks.must("upgrade.yml", "-e", f"release_wheel={wheels.later}")
+    assert set(load.outcomes) == {"whole"}, load.outcomes
+    assert host.sh("readlink /opt/llm/current") == "/opt/llm/releases/9.0.1"
+
+
+def test_a_release_that_fails_its_gate_rolls_back_by_itself(
+    host: Host, playbooks: Playbooks, wheels: Wheels
+) -> None:
+    with Load(host.address, host.sh("cat /etc/llm/credentials/keys/team-a")) as load:
+        outcome = playbooks.run("upgrade.yml", "-e", f"release_wheel={wheels.broken}")
+    assert outcome.status != 0
+    assert "9.0.1 is in force again" in outcome.output, outcome.output[-4000:]
+    assert host.sh("readlink /opt/llm/current") == "/opt/llm/releases/9.0.1"
+    assert set(load.outcomes) == {"whole"}, load.outcomes
+    assert well(host)
+
+
+def test_rollback_goes_back_to_the_release_before(host: Host, playbooks: Playbooks) -> None:
+    playbooks.must("rollback.yml", "-e", "rollback_to=9.0.0")
+    assert host.sh("readlink /opt/llm/current") == "/opt/llm/releases/9.0.0"
+    assert well(host)
 
 
 def test_everything_comes_back_after_a_reboot(host: Host) -> None:

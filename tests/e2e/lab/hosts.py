@@ -178,6 +178,7 @@ class Lab:
         self.mirror = mirror
         self.base = work / "base"
         self.hosts: dict[str, Host] = {}
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     @property
     def gateway(self) -> str:
@@ -209,6 +210,7 @@ class Lab:
                 stderr=log,
                 start_new_session=True,
             )
+        self._processes.append(process)
         (self.work / "proxy.pid").write_text(str(process.pid))
 
     def boot(self, name: str, number: int) -> Host:
@@ -257,6 +259,7 @@ class Lab:
                 # Playbooks may set net.* inside the host's own network namespace.
                 env={**os.environ, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"},
             )
+        self._processes.append(process)
         (host.folder / "pid").write_text(str(process.pid))
 
     def cut(self, host: Host) -> None:
@@ -303,18 +306,24 @@ class Lab:
             pid = int((self.work / "proxy.pid").read_text())
             os.kill(pid, signal.SIGTERM)
             _gone(pid, 5)
+        for process in self._processes:
+            process.wait(10)
         _run("ip", "link", "del", BRIDGE, check=False)
 
 
 def _gone(pid: int, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
-        if not Path(f"/proc/{pid}").exists():
+        if not Path(f"/proc/{pid}").exists() or _zombie(pid):
             return True
         time.sleep(0.05)
     return False
+
+
+def _zombie(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
 
 
 def _remove_cgroups(top: Path) -> None:

@@ -1,0 +1,227 @@
+"""The roles: specifications, documentation, lint, and what they render."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.unit.deploy import playbook, units
+
+ROLES = sorted(path for path in (playbook.ANSIBLE / "roles").iterdir() if path.is_dir())
+WANTED = {
+    "preflight",
+    "nvidia_driver",
+    "cuda",
+    "python",
+    "release",
+    "vllm",
+    "model",
+    "engine",
+    "gateway",
+    "gpu_exporter",
+    "prometheus",
+    "alertmanager",
+    "node_exporter",
+    "grafana",
+    "tls",
+    "firewall",
+}
+A6000 = [
+    {"index": 0, "pci": "0000:41:00.0", "uuid": "GPU-a", "minor": 1, "numa_node": 0, "cpus": "0-15,32-47"},
+    {"index": 1, "pci": "0000:c1:00.0", "uuid": "GPU-b", "minor": 0, "numa_node": 1, "cpus": "16-31,48-63"},
+]
+
+
+def test_every_role_is_there() -> None:
+    assert {role.name for role in ROLES} >= WANTED
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: str(role.name))
+def test_defaults_equal_the_specification(role: Path) -> None:
+    options = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"][
+        "options"
+    ]
+    specified = {name: option["default"] for name, option in options.items() if "default" in option}
+    assert (yaml.safe_load((role / "defaults/main.yml").read_text()) or {}) == specified
+
+
+def test_tables_are_up_to_date() -> None:
+    tool = [sys.executable, str(playbook.ANSIBLE / "tools/document_roles.py"), "--check"]
+    done = subprocess.run(tool, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_only_the_core_s_own_modules_are_used() -> None:
+    for file in playbook.ANSIBLE.rglob("*.yml"):
+        others = re.findall(
+            r"\b(?:community|ansible\.posix|containers|nvidia)\.[a-z_]+\.[a-z_]+", file.read_text()
+        )
+        assert others == [], file
+
+
+def test_the_installer_s_lock_is_that_of_the_daemons() -> None:
+    lock = (playbook.ANSIBLE / "roles/python/files/uv.txt").read_text().strip()
+    assert lock in (units.REPO / "requirements/daemons.txt").read_text()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git not found: ansible-lint asks it for the files")
+def test_ansible_lint_finds_nothing_under_its_strictest_profile() -> None:
+    lint = [str(Path(sys.executable).parent / "ansible-lint"), "--offline", "-q", "--nocolor", "--strict"]
+    done = subprocess.run(
+        [*lint, "--profile", "production", "ansible"],
+        cwd=units.REPO,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def engine(**changes: Any) -> dict[str, Any]:
+    """An engine of the inventory."""
+    return {"name": "a", "model": "org/m", "served_names": ["m"], "gpus": [0], "metrics_port": 9110} | changes
+
+
+def placement(folder: Path, **changes: Any) -> units.Unit:
+    """The drop-in that pins an engine, on the host with two A6000."""
+    item = engine(**changes)
+    template = {
+        "name": "Render",
+        "ansible.builtin.template": {
+            "src": str(playbook.ANSIBLE / "roles/engine/templates/placement.conf.j2"),
+            "dest": str(folder / "placement.conf"),
+        },
+    }
+    variables = {"engine_gpus": A6000, "item": item, "engine_monitors": []}
+    status, said = playbook.run(folder, [template], {"all": {"hosts": {"gpu1": None}, "vars": variables}})
+    assert status == 0, said
+    return units.parse((folder / "placement.conf").read_text(), "placement.conf")
+
+
+@pytest.mark.parametrize("wanted", [0, "GPU-a", "0000:41:00.0", "41:00.0"])
+def test_an_engine_is_pinned_to_its_gpu_s_minor_cores_and_memory(wanted: int | str, tmp_path: Path) -> None:
+    unit = placement(tmp_path, gpus=[wanted])
+    # Index 0 is minor 1 on this host.
+    assert unit.all("Service", "DeviceAllow") == ["/dev/char/195:1 rw"]
+    assert unit.all("Service", "CPUAffinity") == ["0-15 32-47"]
+    assert unit.all("Service", "NUMAPolicy") == ["preferred"]
+    assert unit.all("Service", "NUMAMask") == ["0"]
+
+
+def test_an_engine_over_both_gpus_gets_both(tmp_path: Path) -> None:
+    unit = placement(tmp_path, gpus=[0, 1], tensor_parallel_size=2)
+    assert unit.all("Service", "DeviceAllow") == ["/dev/char/195:0 rw", "/dev/char/195:1 rw"]
+    assert unit.all("Service", "NUMAPolicy") == ["interleave"]
+    assert {f"Service.{key}" for key in unit.sections["Service"]} <= units.known_to_249()
+
+
+def test_an_engine_on_the_cpu_opens_no_gpu(tmp_path: Path) -> None:
+    assert placement(tmp_path, gpus=[]).sections["Service"] == {}
+
+
+def preflight(folder: Path, **changes: Any) -> str:
+    """What preflight says of a host, with `changes` to an inventory that is right."""
+    host = {
+        "gpus": [{**gpu, "model": "NVIDIA RTX A6000"} for gpu in A6000],
+        "pci_gpus": ["0000:41:00.0", "0000:c1:00.0"],
+        "driver": "580.95.05",
+        "listeners": {},
+        "models_disk": {"folder": "/", "free_gib": 900, "rotational": False},
+        "system_disk": {"folder": "/", "free_gib": 900, "rotational": False},
+        "clock_synchronised": True,
+        "secure_boot": False,
+        "systemd": 249,
+    } | changes.pop("host", {})
+    facts = {
+        "distribution": "Ubuntu",
+        "distribution_version": "22.04",
+        "distribution_major_version": "22",
+        "kernel": "5.15.0-130-generic",
+        "architecture": "x86_64",
+        "memtotal_mb": 128 * 1024,
+    } | changes.pop("facts", {})
+    role = playbook.ANSIBLE / "roles/preflight"
+    tasks: list[dict[str, Any]] = [
+        {"ansible.builtin.include_vars": str(role / "defaults/main.yml")},
+        {"ansible.builtin.include_vars": str(role / "vars/main.yml")},
+        {
+            "ansible.builtin.set_fact": {
+                "preflight_host": host,
+                "preflight_deployed": {"stat": {"exists": False}},
+            }
+        },
+        {
+            "ansible.builtin.copy": {
+                "content": "{{ preflight_faults | join('\n') }}",
+                "dest": str(folder / "said"),
+            }
+        },
+        {"ansible.builtin.copy": {"content": "{{ preflight_warnings }}", "dest": str(folder / "warned")}},
+    ]
+    for task in tasks:
+        task["vars"] = {"ansible_facts": facts}
+    variables = {"llm_engines": [engine()], **changes}
+    groups = {name: {"hosts": {"gpu1": None}} for name in ("gpu_hosts", "gateways", "monitoring")}
+    status, said = playbook.run(folder, tasks, {"all": {"vars": variables}, **groups})
+    assert status == 0, said
+    return (folder / "said").read_text()
+
+
+def test_a_host_that_is_right_passes(tmp_path: Path) -> None:
+    assert preflight(tmp_path) == ""
+
+
+def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    said = preflight(
+        tmp_path,
+        host={
+            "listeners": {"9101": ["nginx.service"], "8080": ["init.scope"]},
+            "clock_synchronised": False,
+            "system_disk": {"folder": "/", "free_gib": 3, "rotational": False},
+            "models_disk": {"folder": "/srv", "free_gib": 900, "rotational": True},
+        },
+        facts={"distribution_version": "20.04", "kernel": "5.4.0-200-generic", "memtotal_mb": 4096},
+        preflight_gpu_count=4,
+        preflight_gpu_model="H100",
+        llm_engines=[
+            engine(name="A b"),
+            engine(gpus=[7], metrics_port=9110),
+            engine(name="c", metrics_port=9100),
+        ],
+        llm_keys=[
+            {"name": "old", "secrets": ["dev-key-1"]},
+            {
+                "name": "x",
+                "secrets": ["sha256:" + "e2186dbdb1bb4193608605e84f33208765b5693b55edd4f730a719a100eeea6f"],
+            },
+        ],
+    )
+    for fault in (
+        "Ubuntu 20.04 is not supported",
+        "kernel 5.4.0-200-generic is older",
+        "4.0 GiB of memory",
+        "3 GiB free under /opt",
+        "the clock is not synchronised",
+        "2 GPUs found, the inventory says 4",
+        "the inventory says H100",
+        "port 9101 is taken by nginx.service",
+        "A b is no engine name",
+        "GPU 7 is asked for, this host has 2",
+        "two engines share one metrics_port",
+        "belongs to the service itself",
+        "key old: secrets hold hashes",
+        "key x: its secret is a published example",
+    ):
+        assert fault in said
+    assert "8080" not in said
+    assert "rotating disk" in (tmp_path / "warned").read_text()
+
+
+def test_engines_that_overfill_a_gpu_are_refused(tmp_path: Path) -> None:
+    engines = [engine(), engine(name="b", metrics_port=9111)]
+    assert "GPU 0 is claimed by several engines to 1.8" in preflight(tmp_path, llm_engines=engines)
