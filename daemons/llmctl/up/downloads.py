@@ -6,7 +6,7 @@ from daemons.llmctl.up.progress import Progress
 
 _STARTED = re.compile(r"^Downloading (\S+) \(([\d.]+)([KMG])iB\)$")
 _ENDED = re.compile(r"^\s*Downloaded (\S+)$")
-_PREPARED = re.compile(r"^Prepared (\d+) packages? in ")
+_PREPARED = re.compile(r"^Prepared \d+ packages? in ")
 _MIB = {"K": 1 / 1024, "M": 1.0, "G": 1024.0}
 
 
@@ -29,5 +29,5 @@ class Downloads:
         elif ended := _ENDED.match(line):
             self._done += self._announced.get(ended[1], 0.0)
             self._progress.advance(self._done, sum(self._announced.values()))
-        elif prepared := _PREPARED.match(line):
-            self._progress.phase(f"installing {prepared[1]} packages")
+        elif _PREPARED.match(line):
+            self._progress.phase("installing")

