@@ -75,10 +75,27 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         sys.exit(0 if arguments else 2)
     if arguments[0] != "serve":
         sys.exit(_usage(f"argument subparser: invalid choice: {arguments[0]!r} (choose from 'serve')"))
+    if any(argument.startswith("--help=") for argument in arguments):
+        _print_all()
+        sys.exit(0)
     options, unknown = _serve_parser().parse_known_args(_with_file(_dashes(arguments[1:])))
     if unknown:
         sys.exit(_usage(f"unrecognized arguments: {' '.join(unknown)}"))
     return _finish(options)
+
+
+def _print_all() -> None:
+    """``--help=all``: every flag of vLLM, too, also those that are ignored here."""
+    _serve_parser().print_help()
+    print("\nevery flag of vllm serve:")
+    for line in _flag_lines():
+        arity, *names = line.split()
+        value = "" if arity == "0" else " " + names[0].lstrip("-").replace("-", "_").upper()
+        print("  " + ", ".join(name + value for name in names))
+
+
+def _flag_lines() -> list[str]:
+    return _FLAGS.read_text(encoding="ascii").splitlines()
 
 
 def _usage(message: str) -> int:
@@ -139,7 +156,7 @@ def _serve_parser() -> argparse.ArgumentParser:
     _add_known(parser)
     _add_own(parser)
     given = {name for action in parser._actions for name in action.option_strings}  # noqa: SLF001 - no public list
-    for line in _FLAGS.read_text(encoding="ascii").splitlines():
+    for line in _flag_lines():
         _add_ignored(parser, line.split(), given)
     return parser
 

@@ -104,6 +104,14 @@ def test_the_help_teaches(arguments: list[str], capsys: pytest.CaptureFixture[st
     assert all(kind in text for kind in ("hang", "death", "truncate", "malformed"))
 
 
+def test_the_whole_help_lists_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        options.parse(["serve", "--help=all"])
+    listed = capsys.readouterr().out.split("every flag of vllm serve:")[1]
+    assert listed.count("\n  -") == len(FLAGS)
+    assert "  --tensor-parallel-size TENSOR_PARALLEL_SIZE, -tp TENSOR_PARALLEL_SIZE\n" in listed
+
+
 def test_another_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         options.parse(["bench"])
