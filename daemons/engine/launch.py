@@ -2,9 +2,11 @@
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from daemons.engine.command.releases import (
     OLDEST_DEPLOYED,
@@ -21,8 +23,13 @@ from daemons.engine.config import EngineSettings, is_folder
 from daemons.engine.environment import engine_cache, environment
 from daemons.engine.gpus import Gpu, Inventory, resolve, shared_too_far
 from daemons.engine.models.store import Store
+from daemons.engine.plan.memory import GIB, ledger
+from daemons.engine.plan.shape import read_shape
+from daemons.engine.plan.weights import weights_in
 from daemons.runtime.errors import EXIT_CONFIG, Fatal, describe_os_error
 from daemons.runtime.sockets import unix_socket_alive
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,7 @@ def prepare(settings: EngineSettings, inventory: Inventory, others: Mapping[str,
     uuids = tuple(gpu.uuid for gpu in gpus)
     direct = settings.tensor_parallel_size == 1 or inventory.direct_access(uuids)
     command = command_of(settings, release, direct)
+    check_fit(settings, gpus)
     make_runtime_dir(settings)
     cache = engine_cache(settings, _resolved(settings.cache_dir), release)
     return Launch(
@@ -126,6 +134,44 @@ def claim(
     if fault:
         raise Fatal(fault, EXIT_CONFIG)
     return mine
+
+
+def check_fit(settings: EngineSettings, gpus: Sequence[Gpu]) -> None:
+    """Refuse a model whose weights alone exceed the GPUs; warn of one that the plan says will not fit.
+
+    Models that are not on this machine yet, or are no safetensors, are left to vLLM.
+
+    Raises:
+        Fatal: the weights do not fit.
+    """
+    folder = Path(model_of(settings))
+    if not gpus or not any(folder.glob("*.safetensors")):
+        return
+    shape, weights = read_shape(folder), weights_in(folder)
+    smallest, ranks = min(gpu.memory_bytes for gpu in gpus), settings.tensor_parallel_size
+    if weights // ranks > smallest:
+        raise Fatal(
+            f"model: its weights are {weights / ranks / GIB:.1f} GiB for each of {ranks} GPU(s) of "
+            f"{smallest / GIB:.1f} GiB: take a quantized or smaller model, or more GPUs (tensor_parallel_size)",
+            EXIT_CONFIG,
+        )
+    planned = ledger(
+        shape,
+        weights,
+        smallest,
+        tensor_parallel=ranks,
+        utilization=settings.gpu_memory_utilization,
+        max_num_seqs=settings.max_num_seqs,
+    )
+    context = settings.max_model_len or shape.longest
+    if planned.users(max(1, context)) < 1:
+        log.warning(
+            "the plan says that this will not fit; vLLM decides",
+            kv_cache_gib=round(planned.kv_cache / GIB, 1),
+            request_tokens=context,
+        )
+    else:
+        log.info("plan", kv_tokens=planned.tokens, requests=round(planned.users(max(1, context)), 1))
 
 
 def model_of(settings: EngineSettings) -> str:

@@ -186,8 +186,7 @@ def _check_space(folder: Path, files: Sequence[Remote]) -> None:
 _ABSENT: tuple[tuple[type[Exception], str], ...] = (
     (
         errors.GatedRepoError,
-        "{0} is gated: accept its licence on the hub, and put a token that may read it into the credential "
-        "hf-token",
+        "{0} is gated: accept its licence on the hub, and put a token that may read it into hf-token",
     ),
     (
         errors.RepositoryNotFoundError,
