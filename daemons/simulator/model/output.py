@@ -59,13 +59,22 @@ class Output:
         checked = len(self._text)
         self._text += piece.text
         if self._count > self._sampling.min_tokens:
-            for stop in self._sampling.stop:
+            stop = self._completed(checked)
+            if stop is not None:
                 at = self._text.find(stop, max(0, checked - len(stop) + 1))
-                if at >= 0:
-                    end = at + len(stop) if self._sampling.include_stop_str_in_output else at
-                    return self._show(end, piece), Finish("stop", stop)
+                end = at + len(stop) if self._sampling.include_stop_str_in_output else at
+                return self._show(end, piece), Finish("stop", stop)
         end = len(self._text) if finish else max(self._shown, len(self._text) - self._hold)
         return self._show(end, piece), finish
+
+    def _completed(self, checked: int) -> str | None:
+        """The stop string that is complete first, of equal ones the first in the request."""
+        best, best_end = None, len(self._text) + 1
+        for stop in self._sampling.stop:
+            at = self._text.find(stop, max(0, checked - len(stop) + 1))
+            if at >= 0 and at + len(stop) < best_end:
+                best, best_end = stop, at + len(stop)
+        return best
 
     def _show(self, end: int, piece: Piece) -> Piece:
         text, self._shown = self._text[self._shown : end], max(self._shown, end)
