@@ -1,5 +1,6 @@
 """``llm-engine NAME``: run one engine."""
 
+import asyncio
 import contextlib
 import sys
 
@@ -7,6 +8,7 @@ from daemons.engine import config
 from daemons.engine.api import EngineApi
 from daemons.engine.board import Board
 from daemons.engine.control_server import control_app
+from daemons.engine.gpu_trouble import TroubleWatch
 from daemons.engine.gpus import Inventory, NvmlInventory
 from daemons.engine.launch import Launch, command_of, control_socket_of, prepare, release_of
 from daemons.engine.meters import Meters, metrics_app
@@ -32,6 +34,7 @@ class EngineDaemon(lifecycle.Daemon):
             launch, self._board, self._api, self._meters, notifier, inventory=inventory
         )
         self._servers = contextlib.AsyncExitStack()
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
         """Listen, so that gateways see the start, then start vLLM."""
@@ -40,6 +43,9 @@ class EngineDaemon(lifecycle.Daemon):
         await self._servers.enter_async_context(serving(control_app(self._board), control))
         metrics = listen_tcp(settings.metrics, "metrics")
         await self._servers.enter_async_context(serving(metrics_app(self._meters, self._api), metrics))
+        if self._launch.gpus:
+            watch = TroubleWatch(settings.gpu_exporter, self._board, self._launch.gpus)
+            self._watching = asyncio.create_task(watch.run())
         return await self._supervisor.start()
 
     async def run(self) -> None:
@@ -52,6 +58,9 @@ class EngineDaemon(lifecycle.Daemon):
 
     async def stop(self) -> None:
         """End vLLM, then ourselves; the control socket speaks to the last."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         await self._supervisor.stop()
         await self._servers.aclose()
 

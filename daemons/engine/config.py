@@ -118,6 +118,8 @@ class EngineSettings(Settings):
     """The command that stands for ``vllm``; relative paths are relative to this file."""
     vllm_version: str | None = None
     """Version that `vllm` speaks; null reads it from its installation."""
+    gpu_exporter: str = "http://127.0.0.1:9101/metrics"
+    """Metrics of this host's GPU exporter: trouble of the engine's GPUs makes the engine sick."""
     models_dir: Path = Path("/var/lib/llm/models")
     """Where hub models lie once downloaded."""
     runtime_dir: Path | None = None

@@ -30,7 +30,6 @@ from daemons.runtime.errors import EXIT_CONFIG, Fatal, describe_os_error
 log = structlog.get_logger()
 
 _SPARE_BYTES = 1 << 30
-_ATTEMPTS = 5
 _TEXT = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken")
 _LEGACY = (".bin", ".pt", ".pth")
 
@@ -58,11 +57,13 @@ class Hub:
         endpoint: its address; None for the public one or ``$HF_ENDPOINT``.
         token: for gated models.
         first_delay: seconds before the first retry of an interrupted download; doubles.
+        attempts: how often a file is tried; each resumes where the last one broke off.
     """
 
     endpoint: str | None = None
     token: SecretStr | None = None
     first_delay: float = 1.0
+    attempts: int = 5
 
     def download(
         self, repository: str, revision: str | None, store: Store, on_file: Callable[[str, int, int], None]
@@ -124,7 +125,7 @@ class Hub:
 
     def _fetch(self, repository: str, commit: str, file: Remote, folder: Path) -> None:
         delay = self.first_delay
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, self.attempts + 1):
             try:
                 with _explained(repository, commit):
                     hf_hub_download(
@@ -136,7 +137,7 @@ class Hub:
                         token=self._secret(),
                     )
             except Unreachable:
-                if attempt == _ATTEMPTS:
+                if attempt == self.attempts:
                     raise
                 log.warning("the download was interrupted; going on", file=file.name, attempt=attempt)
                 time.sleep(delay)

@@ -86,13 +86,13 @@ def test_tensor_parallelism_without_direct_access_avoids_it(tmp_path: Path) -> N
 
 def test_two_engines_on_one_gpu_beyond_its_memory_are_refused(tmp_path: Path) -> None:
     other = settings(tmp_path, gpus=["0000:01:00.0"], gpu_memory_utilization=0.5)
-    with pytest.raises(Fatal, match="is claimed to 1.40 of its memory: this engine 0.90, other 0.50"):
+    with pytest.raises(Fatal, match=r"is claimed to 1\.40 of its memory: this engine 0\.90, other 0\.50"):
         prepare(settings(tmp_path), FakeInventory(), {"other": other})
     prepare(settings(tmp_path, gpus=[0]), FakeInventory(), {"other": other})
 
 
 def test_weights_beyond_the_memory_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Fatal, match="its weights are 0.0 GiB for each of 1 GPU") as refused:
+    with pytest.raises(Fatal, match=r"its weights are 0\.0 GiB for each of 1 GPU") as refused:
         prepare(settings(tmp_path), FakeInventory(memory=1000), {})
     assert refused.value.exit_code == 78
 
