@@ -152,7 +152,7 @@ def check_fit(settings: EngineSettings, gpus: Sequence[Gpu]) -> None:
     if weights // ranks > smallest:
         raise Fatal(
             f"model: its weights are {weights / ranks / GIB:.1f} GiB for each of {ranks} GPU(s) of "
-            f"{smallest / GIB:.1f} GiB: take a quantized or smaller model, or more GPUs (tensor_parallel_size)",
+            f"{smallest / GIB:.1f} GiB: take a quantized or smaller model, or raise tensor_parallel_size",
             EXIT_CONFIG,
         )
     planned = ledger(
