@@ -2,17 +2,22 @@
 
 import asyncio
 import contextlib
+import os
 import socket
+from pathlib import Path
 from time import monotonic
 
 import structlog
 
 from daemons.gateway.admission.queue import Admission, FirstComeByClass
+from daemons.gateway.api.admin import Admin
+from daemons.gateway.api.cors import Cors
 from daemons.gateway.api.dispatch import Dispatch
 from daemons.gateway.api.inference import Inference, Stages
 from daemons.gateway.api.info import Info
 from daemons.gateway.api.server import GatewayServer
 from daemons.gateway.errors import ErrorCode
+from daemons.gateway.history import History
 from daemons.gateway.metrics import Metrics, PoolCollector, register
 from daemons.gateway.policy.sanitise import Policy, cache_salts
 from daemons.gateway.pool.engine import Engine
@@ -26,9 +31,10 @@ from daemons.gateway.tenants.authenticate import Authenticator
 from daemons.gateway.tenants.keys import KeyFolder, KeyRing
 from daemons.runtime import metrics as runtime_metrics
 from daemons.runtime.control import EngineReport
+from daemons.runtime.http import serving
 from daemons.runtime.lifecycle import Daemon
 from daemons.runtime.logs import Records
-from daemons.runtime.sockets import port_of
+from daemons.runtime.sockets import listen_unix, port_of
 
 log = structlog.get_logger()
 
@@ -69,7 +75,8 @@ class Gateway(Daemon):
         """Begin to serve."""
         await asyncio.to_thread(self._folder.refresh)
         authenticate = Authenticator(self._keys)
-        self._settle = Settle(self._metrics, Records("llm-gateway", "request"), ())
+        history = History()
+        self._settle = Settle(self._metrics, Records("llm-gateway", "request"), history, ())
         stages = Stages(
             authenticate=authenticate,
             policy=Policy(self._settings.policy, self._salt, self._pool.media_hosts),
@@ -79,14 +86,18 @@ class Gateway(Daemon):
             settle=self._settle,
             metrics=self._metrics,
         )
-        self._inference = Inference(self._settings, stages)
+        cors = Cors(self._settings.cors)
+        self._inference = Inference(self._settings, stages, cors)
         self._info = Info(self._pool, authenticate, self._settings.ready_wait)
-        dispatch = Dispatch(self._inference, self._info, self._metrics)
+        dispatch = Dispatch(self._inference, self._info, cors, self._metrics)
         self._server = GatewayServer(dispatch, self._settings.limits, self._settings.timeouts)
         pollers = [Poller(engine, self._engine_changed) for engine in self._pool.engines]
+        for poller in pollers:
+            poller.engine.trouble = poller.hurry
         self._background += [asyncio.create_task(poller.run()) for poller in pollers]
         self._background.append(asyncio.create_task(self._watch_keys()))
         self._background.append(asyncio.create_task(self._sweep()))
+        await self._serve_admin(Admin(self._pool, self._admission, self._inference, history))
         registry = runtime_metrics.new_registry()
         register(registry, self._metrics, PoolCollector(self._pool, self._admission))
         render = runtime_metrics.render_registry(registry)
@@ -101,6 +112,15 @@ class Gateway(Daemon):
         for sock in self._http:
             self._servers.append(await loop.create_server(self._server, sock=sock, backlog=4096))
         return f"serving on port {', '.join(str(port_of(s)) for s in self._http)}"
+
+    async def _serve_admin(self, admin: Admin) -> None:
+        path = self._settings.admin or _default_admin()
+        if path is None:
+            return
+        # A worker that takes over finds its predecessor still listening there, and puts itself in its place.
+        await asyncio.to_thread(path.unlink, missing_ok=True)
+        sock = await asyncio.to_thread(listen_unix, path)
+        await self._exits.enter_async_context(serving(admin.app(), sock))
 
     async def stop(self) -> None:
         """Take no new connection, let what is in flight finish, close everything."""
@@ -125,7 +145,9 @@ class Gateway(Daemon):
         inference.draining = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.timeouts.drain):
-                await inference.idle.wait()
+                # Whether a connection has become idle is a matter of time, not of an event.
+                while not (self._server is None or self._server.close_idle(monotonic())):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
         for exchange in list(inference.active):
             if exchange.relay is not None:
                 exchange.relay.fail(ErrorCode.SHUTTING_DOWN, "")
@@ -161,3 +183,8 @@ class Gateway(Daemon):
             for engine in self._pool.engines:
                 for relay in list(engine.relays):
                     relay.check(now)
+
+
+def _default_admin() -> Path | None:
+    folder = os.environ.get("RUNTIME_DIRECTORY")
+    return Path(folder.split(":")[0]) / "admin.sock" if folder else None

@@ -7,6 +7,7 @@ import structlog
 
 from daemons.gateway.errors import ErrorCode, status_of
 from daemons.gateway.exchange import Exchange
+from daemons.gateway.history import History
 from daemons.gateway.metrics import Metrics
 from daemons.gateway.relay.sse import TokenCounts
 from daemons.runtime.logs import Records
@@ -25,9 +26,10 @@ class Bill(Protocol):
 class Settle:
     """Called exactly once for every request that was authenticated."""
 
-    def __init__(self, metrics: Metrics, records: Records, bills: tuple[Bill, ...]) -> None:
+    def __init__(self, metrics: Metrics, records: Records, history: History, bills: tuple[Bill, ...]) -> None:
         self._metrics = metrics
         self._records = records
+        self._history = history
         self._loop = asyncio.get_running_loop()
         self._bills = bills
 
@@ -45,7 +47,7 @@ class Settle:
         fields = {
             "request_id": exchange.request_id,
             "key": exchange.tenant.alias,
-            "model": exchange.model,
+            "model": exchange.model[:128],
             "endpoint": exchange.endpoint,
             "priority": exchange.tenant.priority,
             "stream": exchange.stream,
@@ -62,11 +64,11 @@ class Settle:
             "bytes_out": relay.bytes_out if relay else 0,
             "retries": exchange.retries,
         }
+        self._history.add(fields)
         if failure is None:
             if self._records.add(fields):
                 self._loop.call_later(_FLUSH_SECONDS, self._records.flush)
         else:
-            fields["model"] = exchange.model[:128]
             log.info("request", **fields, **({"detail": detail} if detail else {}))
 
     def close(self) -> None:

@@ -95,5 +95,6 @@ async def gateway(tmp_path: Path, *engine_urls: str, **more: Any) -> AsyncIterat
                     await response.read()
             yield running
         finally:
+            await session.close()
             # A test may have stopped it already.
             await made.stop()

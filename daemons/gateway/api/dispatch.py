@@ -1,15 +1,18 @@
 """From a path to what serves it; every refusal in the form of the API that was asked."""
 
 from collections.abc import Awaitable, Callable
+from time import monotonic
 
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from daemons.gateway.api.accept import request_id
+from daemons.gateway.api.cors import Cors
 from daemons.gateway.api.endpoints import ENDPOINTS
 from daemons.gateway.api.forms import OPENAI, Form
 from daemons.gateway.api.inference import Inference
 from daemons.gateway.api.info import Info
+from daemons.gateway.api.server import ClientConnection
 from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.metrics import Metrics
 
@@ -19,9 +22,10 @@ Simple = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 class Dispatch:
     """The handler of the HTTP server."""
 
-    def __init__(self, inference: Inference, info: Info, metrics: Metrics) -> None:
+    def __init__(self, inference: Inference, info: Info, cors: Cors, metrics: Metrics) -> None:
         self._inference = inference
         self._info = info
+        self._cors = cors
         self._metrics = metrics
         self._simple: dict[str, Simple] = {
             "/health": info.health,
@@ -31,19 +35,33 @@ class Dispatch:
 
     async def __call__(self, request: BaseRequest) -> web.StreamResponse:
         """Serve `request`."""
+        client = request.protocol
+        assert isinstance(client, ClientConnection)  # noqa: S101 - made by our own server
+        client.busy = True
+        try:
+            return await self._serve(request)
+        finally:
+            client.busy = False
+            client.used_at = monotonic()
+
+    async def _serve(self, request: BaseRequest) -> web.StreamResponse:
         path = request.raw_path.partition("?")[0]
         name = request_id(request.headers)
         endpoint = ENDPOINTS.get(path)
         form = endpoint.form if endpoint else OPENAI
         try:
             if endpoint is not None:
-                if request.method != "POST":
-                    raise _method("POST", request.method)
-                return await self._inference(request, endpoint, name)
+                if request.method == "POST":
+                    return await self._inference(request, endpoint, name)
+                preflight = self._cors.preflight(request)
+                if preflight is not None:
+                    return preflight
+                raise _method("POST", request.method)
             answer = await self._other(request, path)
         except ApiError as error:
             answer = self._refuse(request, error, form)
         answer.headers["X-Request-Id"] = name
+        answer.headers.update(self._cors.lines(request))
         self._metrics.http_responses.add(str(answer.status))
         return answer
 
@@ -63,8 +81,8 @@ class Dispatch:
         answer = web.Response(
             status=error.status, body=form.body(error), headers=error.headers, content_type="application/json"
         )
-        if not request.content.is_eof():
-            # What is left of the body is not worth reading.
+        if error.code is ErrorCode.INVALID_HTTP or not request.content.is_eof():
+            # What follows might be part of a message that was not understood, or is not worth reading.
             answer.force_close()
         return answer
 

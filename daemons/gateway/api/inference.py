@@ -10,6 +10,7 @@ from aiohttp.web_request import BaseRequest
 
 from daemons.gateway.admission.queue import Admission
 from daemons.gateway.api import accept
+from daemons.gateway.api.cors import Cors
 from daemons.gateway.api.endpoints import Endpoint
 from daemons.gateway.api.forms import message_of
 from daemons.gateway.api.server import ClientConnection, Written
@@ -48,18 +49,16 @@ class Inference:
 
     Attributes:
         active: requests on their way.
-        idle: set while there are none.
         draining: answers close their connections.
     """
 
-    def __init__(self, settings: GatewaySettings, stages: Stages) -> None:
+    def __init__(self, settings: GatewaySettings, stages: Stages, cors: Cors) -> None:
         self._limits = settings.limits
         self._timeouts = settings.timeouts
         self._stages = stages
+        self._cors = cors
         self._loop = asyncio.get_running_loop()
         self.active: set[Exchange] = set()
-        self.idle = asyncio.Event()
-        self.idle.set()
         self.draining = False
 
     async def __call__(self, request: BaseRequest, endpoint: Endpoint, request_id: str) -> web.StreamResponse:
@@ -73,7 +72,6 @@ class Inference:
         exchange = Exchange(request_id, tenant, endpoint.name, arrived)
         failure: ErrorCode | None = ErrorCode.INTERNAL_ERROR
         self.active.add(exchange)
-        self.idle.clear()
         try:
             failure = await self._serve(request, endpoint, exchange)
         except asyncio.CancelledError:
@@ -144,6 +142,8 @@ class Inference:
         timeouts = self._timeouts
         chunked = request.version >= (1, 1)
         fields = b"X-Request-Id: %b\r\n" % exchange.request_id.encode()
+        for line in self._cors.lines(request).items():
+            fields += "{}: {}\r\n".format(*line).encode()
         if not (request.keep_alive and chunked) or self.draining:
             fields += b"Connection: close\r\n"
         patience = Patience(
@@ -205,8 +205,6 @@ class Inference:
 
     def _end(self, request: BaseRequest, exchange: Exchange, failure: ErrorCode | None) -> None:
         self.active.discard(exchange)
-        if not self.active:
-            self.idle.set()
         relay = exchange.relay
         detail = ""
         if relay is not None:

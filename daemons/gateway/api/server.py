@@ -17,6 +17,8 @@ from daemons.gateway.settings import LimitSettings, Timeouts
 
 log = structlog.get_logger()
 
+_IDLE_SECONDS = 2.0
+
 Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -43,10 +45,12 @@ class ClientConnection(RequestHandler):
 
     Attributes:
         relay: the answer being written, which follows this connection's backpressure.
-        paused_at: loop time since which the client does not read; 0 while it does.
+        paused_at: time since which the client does not read; 0 while it does.
+        busy: a request is being served.
+        used_at: time at which the last one ended, or the connection began.
     """
 
-    __slots__ = ("_server", "paused_at", "relay")
+    __slots__ = ("_server", "busy", "paused_at", "relay", "used_at")
 
     def __init__(self, server: "GatewayServer", loop: asyncio.AbstractEventLoop) -> None:
         limits = server.limits
@@ -64,6 +68,8 @@ class ClientConnection(RequestHandler):
         self._server = server
         self.relay: Relay | None = None
         self.paused_at = 0.0
+        self.busy = False
+        self.used_at = monotonic()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -140,6 +146,19 @@ class GatewayServer(web.Server):
 
     def __call__(self) -> ClientConnection:
         return ClientConnection(self, self._loop)
+
+    def close_idle(self, now: float) -> bool:
+        """While draining: close what has been idle for a while; whether no connection is left.
+
+        A client in the midst of its requests is told with its next answer: a connection closed under a
+        request that is on its way would be a refusal.
+        """
+        for connection in self.connections:
+            if not isinstance(connection, ClientConnection) or connection.busy:
+                continue
+            if now - connection.used_at > _IDLE_SECONDS:
+                connection.close()
+        return not self.connections
 
     def drop_stalled(self, now: float) -> list[Relay]:
         """Cut the connections of clients that have not read for too long; the answers cut off."""

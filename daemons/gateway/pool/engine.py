@@ -10,6 +10,8 @@ from daemons.runtime.control import EngineReport, EngineState
 from daemons.runtime.errors import EXIT_CONFIG, Fatal, describe_os_error
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from daemons.gateway.relay.relay import Relay
     from daemons.gateway.settings import EngineSettings
 
@@ -26,6 +28,8 @@ class Engine:
         report: what is known of its state.
         in_flight: requests that hold one of its places.
         relays: their answers.
+        drained: an operator keeps requests away from it.
+        trouble: called when a request does not reach it.
         prefix: path under which its API lies, as bytes.
         headers: header lines that every request to it carries.
     """
@@ -42,6 +46,8 @@ class Engine:
         self.report = EngineReport(state=EngineState.STARTING, reason="not asked yet")
         self.in_flight = 0
         self.relays: set[Relay] = set()
+        self.drained = False
+        self.trouble: Callable[[], None] | None = None
         self._failures = 0
         self._open_until = 0.0
         self.prefix = self.dialer.prefix.encode()
@@ -62,7 +68,7 @@ class Engine:
 
     def serves(self, now: float) -> bool:
         """Whether it answers requests, though perhaps not another one just now."""
-        return self.report.state is EngineState.READY and now >= self._open_until
+        return self.report.state is EngineState.READY and not self.drained and now >= self._open_until
 
     def worked(self) -> None:
         """A request reached it and was answered."""
@@ -71,6 +77,8 @@ class Engine:
     def failed(self, now: float) -> None:
         """A request did not reach it, or its connection was lost; after five in a row it rests for 15 s."""
         self._failures += 1
+        if self.trouble is not None:
+            self.trouble()
         if self._failures >= _FAILURES_TO_OPEN:
             self._failures = 0
             self._open_until = now + _OPEN_SECONDS

@@ -30,12 +30,13 @@ class Poller:
     ``/state`` under its own prefix. Without either, ``/health`` of the API decides.
 
     Attributes:
+        engine: whose state it keeps.
         asked: set once the engine's state is known.
     """
 
     def __init__(self, engine: Engine, changed: Callable[[Engine, EngineReport], None]) -> None:
         """`changed` is called with the engine and its former report whenever the state is another one."""
-        self._engine = engine
+        self.engine = engine
         self._changed = changed
         self._name = f"gateway-{os.getpid()}"
         self._misses = 0
@@ -50,11 +51,11 @@ class Poller:
         """Ask for ever."""
         async with self._session(api=False) as control, self._session(api=True) as api:
             while True:
-                before = self._engine.report
-                self._engine.report = await self._ask(control, api)
+                before = self.engine.report
+                self.engine.report = await self._ask(control, api)
                 self.asked.set()
-                if self._engine.report != before:
-                    self._changed(self._engine, before)
+                if self.engine.report != before:
+                    self._changed(self.engine, before)
                 try:
                     async with asyncio.timeout(INTERVAL):
                         await self._wake.wait()
@@ -65,22 +66,22 @@ class Poller:
                 self._wake.clear()
 
     def _session(self, *, api: bool) -> aiohttp.ClientSession:
-        parts = urlsplit(self._engine.settings.url)
-        headers = {"Authorization": self._engine.authorization} if self._engine.authorization else {}
+        parts = urlsplit(self.engine.settings.url)
+        headers = {"Authorization": self.engine.authorization} if self.engine.authorization else {}
         connector: aiohttp.BaseConnector
         if parts.scheme == "unix":
             path = parts.path if api else str(Path(parts.path).parent / "control.sock")
             connector = aiohttp.UnixConnector(path)
         else:
-            connector = aiohttp.TCPConnector(ssl=self._engine.dialer.tls or True)
+            connector = aiohttp.TCPConnector(ssl=self.engine.dialer.tls or True)
         return aiohttp.ClientSession(connector=connector, timeout=_ANSWER_WITHIN, headers=headers)
 
     async def _ask(self, control: aiohttp.ClientSession, api: aiohttp.ClientSession) -> EngineReport:
         now = monotonic()
         view = GatewayView(
             gateway=self._name,
-            in_flight=self._engine.in_flight,
-            oldest_silence=self._engine.oldest_silence(now),
+            in_flight=self.engine.in_flight,
+            oldest_silence=self.engine.oldest_silence(now),
         )
         try:
             report = await self._control(control, view)
@@ -89,14 +90,14 @@ class Poller:
         except TimeoutError:
             self._misses += 1
             if self._misses < _PATIENT_MISSES:
-                return self._engine.report
+                return self.engine.report
             return EngineReport(state=EngineState.SICK, reason="does not answer when asked for its state")
         self._misses = 0
         return report
 
     def _base(self) -> str:
-        parts = urlsplit(self._engine.settings.url)
-        return "http://engine" if parts.scheme == "unix" else self._engine.settings.url.rstrip("/")
+        parts = urlsplit(self.engine.settings.url)
+        return "http://engine" if parts.scheme == "unix" else self.engine.settings.url.rstrip("/")
 
     async def _control(self, session: aiohttp.ClientSession, view: GatewayView) -> EngineReport | None:
         """The supervisor's report; None where there is no supervisor to ask.

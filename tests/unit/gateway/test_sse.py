@@ -85,8 +85,7 @@ def test_after_an_error_nothing_looks_like_an_end() -> None:
         (sse.messages_filter, b'event: message_stop\ndata: {"type":"message_stop"}\n\n'),
         (
             sse.responses_filter,
-            b'event: response.completed\ndata: {"response":{"usage":{"input_tokens":5,"output_tokens":2}}}'
-            b"\n\n",
+            b'event: response.completed\ndata: {"usage":{"input_tokens":5,"output_tokens":2}}\n\n',
         ),
     ],
 )

@@ -1,0 +1,42 @@
+"""Cross-origin requests from browsers; nothing is allowed that is not configured."""
+
+from aiohttp import web
+from aiohttp.web_request import BaseRequest
+
+from daemons.gateway.settings import CorsSettings
+
+_METHODS = "GET, POST"
+_HEADERS = "Authorization, Content-Type, X-API-Key, X-Request-Id, anthropic-version, anthropic-beta"
+
+
+class Cors:
+    """Answers preflights and says which origin may read an answer."""
+
+    def __init__(self, settings: CorsSettings) -> None:
+        self._origins = frozenset(settings.allowed_origins)
+        self._max_age = str(settings.max_age)
+
+    def lines(self, request: BaseRequest) -> dict[str, str]:
+        """Header lines for the answer to `request`; none for an origin that is not allowed."""
+        if not self._origins:
+            return {}
+        origin = request.headers.get("Origin")
+        if origin is None or not ({origin, "*"} & self._origins):
+            return {}
+        return {
+            "Access-Control-Allow-Origin": "*" if "*" in self._origins else origin,
+            "Access-Control-Expose-Headers": "X-Request-Id, Retry-After",
+            "Vary": "Origin",
+        }
+
+    def preflight(self, request: BaseRequest) -> web.Response | None:
+        """The answer to a preflight; None when `request` is none that is answered."""
+        if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
+            return None
+        lines = self.lines(request)
+        if not lines:
+            return None
+        lines["Access-Control-Allow-Methods"] = _METHODS
+        lines["Access-Control-Allow-Headers"] = _HEADERS
+        lines["Access-Control-Max-Age"] = self._max_age
+        return web.Response(status=204, headers=lines)

@@ -1,0 +1,174 @@
+"""The HTTP surface: refusals in the right form, framing that could be read twice, keys, admin, CORS."""
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.support.fake_engine import FakeEngine, answer_chat
+from tests.support.gateway import KEY, gateway, write_key
+
+BODY = b'{"model":"m","messages":[]}'
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n" % KEY.encode()
+
+
+def _answer(raw: bytes) -> tuple[int, dict[str, object]]:
+    head, _, body = raw.partition(b"\r\n\r\n")
+    error: dict[str, object] = json.loads(body)["error"]
+    return int(head.split(b" ")[1]), error
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        b"Content-Length: 27\r\nContent-Length: 28\r\n\r\n" + BODY,
+        b"Content-Length: 27\r\nTransfer-Encoding: chunked\r\n\r\n1b\r\n" + BODY + b"\r\n0\r\n\r\n",
+        b"Transfer-Encoding: gzip, chunked\r\n\r\n1b\r\n" + BODY + b"\r\n0\r\n\r\n",
+        b"Transfer-Encoding: identity\r\nContent-Length: 27\r\n\r\n" + BODY,
+        b"Transfer-Encoding: xchunked\r\n\r\n1b\r\n" + BODY + b"\r\n0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n1b\r\n" + BODY + b"\r\n0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n" + BODY,
+        b"Transfer-Encoding: chunked\r\n\r\n0x1b\r\n" + BODY + b"\r\n0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n1b\r\n" + BODY + b"XX0\r\n\r\n",
+        b"Content-Length: +27\r\n\r\n" + BODY,
+        b"Content-Length: 2 7\r\n\r\n" + BODY,
+        b"X: a\r\n folded: b\r\nContent-Length: 27\r\n\r\n" + BODY,
+        b"X : a\r\nContent-Length: 27\r\n\r\n" + BODY,
+        b"X: a\0b\r\nContent-Length: 27\r\n\r\n" + BODY,
+    ],
+)
+async def test_what_could_be_read_twice_is_refused(tmp_path: Path, framing: bytes) -> None:
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+        smuggled = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
+        raw = await running.raw(HEAD + framing + smuggled)
+        status, error = _answer(raw)
+        assert status == 400
+        assert error["code"] == "invalid_http"
+        assert raw.count(b"HTTP/1.1 ") == 1
+        assert not engine.calls
+
+
+async def test_chunk_extensions_are_ignored_and_bodies_framed_anew(tmp_path: Path) -> None:
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+        chunked = b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        chunked += b"5;a=b\r\n%b\r\n16;c\r\n%b\r\n0\r\nX: y\r\n\r\n"
+        raw = await running.raw(HEAD + chunked % (BODY[:5], BODY[5:]))
+        assert raw.startswith(b"HTTP/1.1 200 ")
+        call = engine.calls[0]
+        assert "transfer-encoding" not in call.headers
+        assert int(call.headers["content-length"]) == len(call.body)
+        assert call.json["messages"] == []
+
+
+async def test_every_refusal_has_its_apis_form(tmp_path: Path) -> None:
+    async with (
+        FakeEngine(answer_chat) as engine,
+        gateway(tmp_path, engine.url, limits={"body_bytes": 1000}) as running,
+    ):
+        for path, body, key, status, code in (
+            ("/v1/chat/completions", {"model": "m"}, "wrong", 401, "invalid_api_key"),
+            ("/v1/chat/completions", {"model": "x"}, KEY, 404, "model_not_found"),
+            ("/v1/chat/completions", {"messages": []}, KEY, 400, "invalid_request"),
+            ("/v1/chat/completions", [1], KEY, 400, "invalid_json"),
+            ("/v1/chat/completions", {"model": "m", "n": 99}, KEY, 400, "parameter_out_of_bounds"),
+            ("/v1/completions", {"model": "m", "prompt_embeds": "x"}, KEY, 400, "parameter_not_allowed"),
+            ("/v1/chat/completions", {"model": "m", "user": "x" * 2000}, KEY, 413, "body_too_large"),
+            ("/invocations", {"model": "m"}, KEY, 404, "not_found"),
+            ("/v1/load_lora_adapter", {"model": "m"}, KEY, 404, "not_found"),
+        ):
+            response = await running.ask(path, body, key)
+            error = (await response.json())["error"]
+            assert (response.status, error["code"]) == (status, code)
+            assert error.keys() == {"message", "type", "param", "code"}
+            assert response.headers["X-Request-Id"]
+        response = await running.ask("/v1/messages", {"model": "x"})
+        told = await response.json()
+        assert (response.status, told["type"], told["error"]["type"]) == (404, "error", "not_found_error")
+        async with running.session.get(running.url + "/v1/chat/completions") as response:
+            assert (response.status, response.headers["Allow"]) == (405, "POST")
+        bad = await running.raw(HEAD + b"Content-Length: 1\r\nConnection: close\r\n\r\n{")
+        assert _answer(bad)[1]["code"] == "invalid_json"
+        assert not engine.calls
+
+
+async def test_request_identifiers(tmp_path: Path) -> None:
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+        response = await running.ask("/v1/chat/completions", {"model": "m"}, X_Request_Id="mine-1")
+        assert response.headers["X-Request-Id"] == "mine-1"
+        assert engine.calls[0].headers["x-request-id"].startswith("mine-1-")
+        trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        response = await running.ask(
+            "/v1/chat/completions", {"model": "m"}, X_Request_Id="a b", traceparent=trace
+        )
+        assert response.headers["X-Request-Id"] != "a b"
+        assert engine.calls[1].headers["traceparent"] == trace
+
+
+async def test_keys_change_while_serving(tmp_path: Path) -> None:
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+
+        async def status(key: str, model: str = "m") -> int:
+            return (await running.ask("/v1/chat/completions", {"model": model}, key)).status
+
+        async def becomes(key: str, wanted: int) -> None:
+            async with asyncio.timeout(10):
+                while await status(key) != wanted:  # noqa: ASYNC110 - files are watched, no event
+                    await asyncio.sleep(0.05)
+
+        folder = tmp_path / "keys.d"
+        await asyncio.to_thread(write_key, folder, "other", "second")
+        await becomes("second", 200)
+        broken = folder / "other.yaml"
+        await asyncio.to_thread(broken.write_text, "name: [")
+        await asyncio.to_thread(write_key, folder, "third", "third")
+        await becomes("third", 200)
+        assert await status("second") == 200
+        await asyncio.to_thread(write_key, folder, "other", "second", disabled=True)
+        await becomes("second", 401)
+        await asyncio.to_thread(write_key, folder, "third", "third", models=["else"])
+        await becomes("third", 403)
+        await asyncio.to_thread(write_key, folder, "third", "third", networks=["10.0.0.0/8"])
+        await becomes("third", 403)
+        await asyncio.to_thread(os.unlink, folder / "third.yaml")
+        await becomes("third", 401)
+        async with running.session.get(running.url + "/v1/models", headers={"X-API-Key": KEY}) as response:
+            assert [m["id"] for m in (await response.json())["data"]] == ["m"]
+
+
+async def test_the_admin_socket(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    async with (
+        FakeEngine(answer_chat) as engine,
+        gateway(tmp_path, engine.url, admin=str(path)) as running,
+        aiohttp.ClientSession("http://gateway", connector=aiohttp.UnixConnector(str(path))) as admin,
+    ):
+        await running.ask("/v1/chat/completions", {"model": "m"}, X_Request_Id="find-me")
+        async with admin.get("/explain/find-me") as response:
+            assert (await response.json())["outcome"] == "ok"
+        async with admin.get("/explain/unknown") as response:
+            assert response.status == 404
+        async with admin.get("/top") as response:
+            assert await response.json() == []
+        async with admin.post("/drain/e0") as response:
+            assert (await response.json())["drained"] is True
+        assert (await running.chat()).status == 503
+        async with admin.get("/state") as response:
+            assert (await response.json())["engines"][0]["drained"] is True
+        async with admin.post("/undrain/e0"):
+            assert (await running.chat()).status == 200
+
+
+async def test_cors_is_for_named_origins_only(tmp_path: Path) -> None:
+    cors = {"allowed_origins": ["https://chat.example.org"]}
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url, cors=cors) as running:
+        for origin, status in (("https://chat.example.org", 204), ("https://evil.example.org", 405)):
+            headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            async with running.session.options(
+                running.url + "/v1/chat/completions", headers=headers
+            ) as response:
+                assert response.status == status
+            answer = await running.ask("/v1/chat/completions", {"model": "m"}, Origin=origin)
+            assert ("Access-Control-Allow-Origin" in answer.headers) == (status == 204)
