@@ -147,7 +147,6 @@ def preflight(folder: Path, **changes: Any) -> str:
     } | changes.pop("facts", {})
     role = playbook.ANSIBLE / "roles/preflight"
     tasks: list[dict[str, Any]] = [
-        {"ansible.builtin.include_vars": str(role / "defaults/main.yml")},
         {"ansible.builtin.include_vars": str(role / "vars/main.yml")},
         {
             "ansible.builtin.set_fact": {
@@ -165,7 +164,8 @@ def preflight(folder: Path, **changes: Any) -> str:
     ]
     for task in tasks:
         task["vars"] = {"ansible_facts": facts}
-    variables = {"llm_engines": [engine()], **changes}
+    defaults = yaml.safe_load((role / "defaults/main.yml").read_text())
+    variables = {**defaults, "llm_engines": [engine()], **changes}
     groups = {name: {"hosts": {"gpu1": None}} for name in ("gpu_hosts", "gateways", "monitoring")}
     status, said = playbook.run(folder, tasks, {"all": {"vars": variables}, **groups})
     assert status == 0, said
