@@ -16,7 +16,7 @@ DAEMONS := .venv/.daemons
 DEV := .venv/.dev
 
 .PHONY: help up setup download vllm gateway gpu-exporter monitoring loadtest status stop \
-	test lint e2e deploy lock clean
+	test lint e2e soak deploy lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,7 +70,10 @@ lint: $(DEV) ## ruff, mypy, import-linter, yamllint, ansible-lint
 	@sh scripts/lint.sh
 
 e2e: $(DEV) ## deploy to booted systemd hosts on this machine (root)
-	@$(BIN)/python -m pytest tests/e2e -m "slow or not slow"
+	@$(BIN)/python -m pytest tests/e2e
+
+soak: $(DEV) ## the tests that are long by design
+	@$(BIN)/python -m pytest -m slow --timeout 7200 --ignore=tests/e2e
 
 lock: $(DEV) ## write the locks of requirements/ anew
 	@sh requirements/lock.sh

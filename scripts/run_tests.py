@@ -64,12 +64,15 @@ def main(arguments: Sequence[str]) -> int:
     """Run pytest with `arguments`; returns its exit status."""
     screen = Screen(Console(highlight=False))
     screen.line(f"Python {platform.python_version()}, {os.cpu_count()} CPUs")
-    skipped = missing_programs()
-    options: list[str] = []
+    skipped = [
+        *missing_programs(),
+        "deployment on booted hosts and what is slow by design: make e2e, make soak",
+    ]
+    options = ["--ignore=tests/e2e", "-m", "not slow"]
     reason = prepare_vllm(screen)
     if reason:
         skipped.append(f"without the real vLLM ({reason}): every test marked vllm")
-        options += ["-m", "not vllm"]
+        options[-1] += " and not vllm"
     if os.geteuid() != 0:
         skipped.append("without root: every test marked root")
     for line in skipped:

@@ -21,6 +21,7 @@ LOCKS = CHECKOUT / "requirements"
 SIMULATED_VLLM = "0.32.0"
 
 _CPU_KV_CACHE_BYTES = 256 * 2**20
+_SIMULATED_KV_CACHE_BYTES = 8 * 2**30
 _CPU_CONTEXT = 2048
 _CPU_SEQUENCES = 16
 
@@ -58,7 +59,8 @@ def prepare(kind: EngineKind, model: str | None, layout: Layout, screen: Screen)
     if kind is EngineKind.SIMULATOR:
         name = model or "simulated"
         command = [sys.executable, "-m", "daemons.simulator"]
-        settings = {"gpus": [], "vllm": command, "vllm_version": SIMULATED_VLLM, "max_model_len": 8192}
+        settings: dict[str, Any] = {"gpus": [], "vllm": command, "vllm_version": SIMULATED_VLLM}
+        settings |= {"max_model_len": 8192, "kv_cache_memory_bytes": _SIMULATED_KV_CACHE_BYTES}
         return Engine("a simulation, not a language model", Model(name, served_name(name)), settings)
     gpus = count_gpus()
     environment = _vllm(gpus, screen)

@@ -47,7 +47,7 @@ def test_every_target_that_the_readme_shows_exists() -> None:
 
 
 def test_the_readme_s_check_command_accepts_the_written_settings(simulated: Up) -> None:
-    command = [
+    command: list[str | Path] = [
         ROOT / ".venv" / "bin" / "llm-gateway",
         "--config",
         simulated.state / "gateway.yaml",
@@ -65,7 +65,7 @@ def test_the_readme_s_check_command_accepts_the_written_settings(simulated: Up) 
 
 
 def test_the_status_of_a_running_stack(simulated: Up) -> None:
-    command = [BIN / "llmctl", "status", "--state", simulated.state]
+    command: list[str | Path] = [BIN / "llmctl", "status", "--state", simulated.state]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"gateway +\d+ +ready", done.stdout)
