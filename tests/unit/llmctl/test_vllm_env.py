@@ -24,6 +24,7 @@ HOST = Host(
     cpu_flags=frozenset({"sse2", "avx2"}),
     python=(3, 11),
     executable="/usr/bin/python3.11",
+    has_lscpu=True,
     has_python_headers=True,
 )
 NOT_OFFERED = (
@@ -251,6 +252,19 @@ def test_a_machine_that_no_wheel_runs_on_is_refused_first(
     assert error.exit_code == EXIT_CONFIG
     assert not uv.calls
     assert not root.exists()
+
+
+def test_a_missing_lscpu_is_named_before_anything_is_built(root: Path, locks: Path) -> None:
+    uv = FakeUv()
+    assert "apt-get install util-linux" in str(
+        fails(root, locks, uv, dataclasses.replace(HOST, has_lscpu=False))
+    )
+    assert not uv.calls
+
+
+def test_a_gpu_host_needs_neither_avx2_nor_lscpu(root: Path, locks: Path) -> None:
+    host = dataclasses.replace(HOST, has_lscpu=False, cpu_flags=frozenset({"sse2"}))
+    build(root, locks, FakeUv(), host, flavour=CUDA)
 
 
 def test_unknown_cpu_flags_are_no_reason_to_refuse(root: Path, locks: Path) -> None:
