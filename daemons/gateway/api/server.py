@@ -157,7 +157,7 @@ class GatewayServer(web.Server):
             if not isinstance(connection, ClientConnection) or connection.busy:
                 continue
             if now - connection.used_at > _IDLE_SECONDS:
-                connection.close()
+                connection.force_close()
         return not self.connections
 
     def drop_stalled(self, now: float) -> list[Relay]:
