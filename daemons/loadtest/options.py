@@ -102,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_load(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--shape", choices=_SHAPES, help="default: closed, or poisson with --rate")
     group.add_argument("--concurrency", type=int, help="clients of a closed loop; else the most in flight")
-    group.add_argument("--rate", type=float, help="requests (or conversations) a second")
+    group.add_argument("--rate", type=float, help="requests or conversations a second; where a search begins")
     group.add_argument("--to-rate", type=float, help="where a ramp that begins at --rate ends")
     group.add_argument("--burstiness", type=float, help="of gamma arrivals; below 1 they cluster")
     group.add_argument("--steps", type=_steps, metavar="RATE:TIME,…", help="rates one after the other")
@@ -211,6 +211,8 @@ def _load(args: argparse.Namespace, planned: Mapping[str, Any] | None) -> dict[s
     given = {first: args.rate, "to_rate": args.to_rate, "burstiness": args.burstiness, "steps": args.steps}
     given |= {"file": args.trace, "speed": args.speed, "concurrency": args.concurrency}
     load |= {name: value for name, value in given.items() if value is not None}
+    if args.find_capacity and shape == "poisson":
+        load.setdefault("rate", 1.0)
     return load
 
 

@@ -10,7 +10,7 @@ from daemons.loadtest.measure.results import Attribution, Group, Latency, Result
 from daemons.loadtest.report.svg import Line, Point, line_plot, share_bar
 from daemons.loadtest.report.text import LABELS, capacity_sentence, milliseconds
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _STYLE = """
 :root{--bg:#fff;--fg:#1c2024;--dim:#687076;--grid:#e4e7eb;--good:#18794e;--bad:#cd2b31;
 --c0:#3b82f6;--c1:#f59e0b;--c2:#ef4444;--c3:#10b981;--c4:#8b5cf6;--c5:#64748b}

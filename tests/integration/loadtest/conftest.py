@@ -51,7 +51,7 @@ def run(tmp_path: Path) -> Run:
     def run(url: str, *options: str) -> Outcome:
         saved = tmp_path / "result.json"
         saved.unlink(missing_ok=True)
-        # A lag above the usual bound says something about the machine the tests run on, nothing about the code.
+        # A lag above the usual bound says something about this machine, nothing about the code.
         lag = () if "--max-lag" in options else ("--max-lag", "10s")
         done = subprocess.run(
             command("--url", url, "--json", str(saved), *lag, *options),

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,29 @@ from tests.integration.loadtest.conftest import Run
 from tests.support.mock_engine import MockEngine
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--disable-extensions", "--disable-domain-reliability", "--no-pings", "--window-size=1400,2400", "--virtual-time-budget=2000"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--disable-extensions",
+    "--disable-domain-reliability",
+    "--no-pings",
+    "--window-size=1400,2400",
+    "--virtual-time-budget=2000",
+]
 
 
 @pytest.fixture
 def page(run: Run, tmp_path: Path) -> Path:
     """The page of a short run with everything in it."""
     path = tmp_path / "report.html"
-    plan = tmp_path / "plan.yaml"
-    plan.write_text("mix: [{name: '<b>'}]")
-    with MockEngine(first_us=5000, token_us=1000, slots=4) as engine:
+    with MockEngine(first_us=5000, token_us=1000, slots=16) as engine:
         load = ("--rate", "80", "--duration", "4s", "--objective", "ttft p95 < 1s", "--html", str(path))
         done = run(engine.url, *load, "--metrics", f"engine={engine.url}/metrics")
     assert done.status == 0, done.text
@@ -81,8 +95,6 @@ def requested(log: Path) -> set[str]:
 
 def distinct_pixels(shot: Path) -> int:
     """How many different byte triples the decompressed picture holds, coarsely."""
-    import zlib
-
     data, at, packed = shot.read_bytes(), 8, b""
     while at < len(data):
         size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]

@@ -22,7 +22,7 @@ def test_the_capacity_of_a_known_queue_is_found(run: Run) -> None:
 
 def test_objectives_that_cannot_be_met_at_all(run: Run) -> None:
     with MockEngine(first_us=40_000, token_us=0) as engine:
-        options = ("--find-capacity", "--rate", "64", "--objective", "e2e p95 < 1ms", "--requests", "10")
+        options = ("--find-capacity", "--rate", "640", "--objective", "e2e p95 < 1ms", "--requests", "10")
         done = run(engine.url, *options, *WHOLE)
     assert done.status == 1
     assert "no rate that was tried" in done.text
