@@ -116,6 +116,8 @@ class Layout:
                 "metrics": {"host": "127.0.0.1", "port": ports.engine_metrics},
                 "runtime_dir": str(self.engine_run),
                 "cache_dir": str(self.cache / "engines" / ENGINE),
+                # The gateway ends first here: nobody is left to tell, and only streams that hang to drain.
+                "stop": {"drain_seconds": 5, "announce_seconds": 0, "kill_seconds": 5},
                 **settings,
             },
         )

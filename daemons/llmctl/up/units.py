@@ -181,8 +181,11 @@ class Service:
         ended = asyncio.create_task(process.wait())
         while not ended.done() and (left := self._deadline - time.monotonic()) > 0:
             await asyncio.wait((ended,), timeout=left)
+        if not ended.done():
+            kill_tree(process.pid)
+            await asyncio.wait((ended,), timeout=_ABORT_GRACE_SEC)
         ended.cancel()
-        self._become(State.INACTIVE, "stopped" if process.returncode is not None else "killed")
+        self._become(State.INACTIVE, describe_exit(process.returncode) if process.returncode else "stopped")
 
     def _kill_whole(self, process: asyncio.subprocess.Process) -> None:
         """``KillMode=control-group``: what the main process left behind ends with it."""

@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -48,25 +47,20 @@ def test_every_target_that_the_readme_shows_exists() -> None:
 
 
 def test_the_readme_s_check_command_accepts_the_written_settings(simulated: Up) -> None:
-    command: list[str | Path] = [
-        ROOT / ".venv" / "bin" / "llm-gateway",
-        "--config",
-        simulated.state / "gateway.yaml",
-        "--check",
-    ]
+    command = [str(BIN / "llm-gateway"), "--config", str(simulated.state / "gateway.yaml"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     broken = simulated.state / "broken.yaml"
     text = (simulated.state / "gateway.yaml").read_text()
     broken.write_text(text.replace("port: ", "port: eighty # "))
-    command[2] = broken
+    command[2] = str(broken)
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 78
     assert re.search(r"broken\.yaml:\d+: listen\.port: .*valid integer", done.stderr)
 
 
 def test_the_status_of_a_running_stack(simulated: Up) -> None:
-    command: list[str | Path] = [BIN / "llmctl", "status", "--state", simulated.state]
+    command = [str(BIN / "llmctl"), "status", "--state", str(simulated.state)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"gateway +\d+ +ready", done.stdout)
