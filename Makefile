@@ -19,7 +19,7 @@ DEV := .venv/.dev
 	test lint e2e soak deploy lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(DAEMONS): requirements/daemons.txt pyproject.toml scripts/venv.sh
 	@sh scripts/venv.sh .venv requirements/daemons.txt && touch $@

@@ -24,6 +24,7 @@ _EXEC_AS_MAIN_PID = 'export LISTEN_PID=$$ WATCHDOG_PID=$$; exec "$@"'
 _FIRST_LISTEN_FD = 3
 _ABORT_GRACE_SEC = 3.0
 _LOOK_SEC = 1.0
+_CLEAN_ENDS = (0, -signal.SIGTERM)
 
 
 class State(enum.StrEnum):
@@ -185,7 +186,7 @@ class Service:
             kill_tree(process.pid)
             await asyncio.wait((ended,), timeout=_ABORT_GRACE_SEC)
         ended.cancel()
-        self._become(State.INACTIVE, describe_exit(process.returncode) if process.returncode else "stopped")
+        self._become(State.INACTIVE, "stopped" if process.returncode in _CLEAN_ENDS else "killed")
 
     def _kill_whole(self, process: asyncio.subprocess.Process) -> None:
         """``KillMode=control-group``: what the main process left behind ends with it."""
