@@ -50,7 +50,8 @@ class Call:
 
     async def gone(self) -> None:
         """Wait until the other side has closed the connection."""
-        await self._peer.reader.read()
+        with contextlib.suppress(ConnectionError):
+            await self._peer.reader.read()
 
 
 def chunk(data: bytes) -> bytes:
