@@ -1,0 +1,194 @@
+"""The policy: what passes, what is dropped, what is refused and how it is said; and that nothing slips by."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemons.gateway.errors import ApiError, ErrorCode
+from daemons.gateway.policy.bounds import PolicySettings
+from daemons.gateway.policy.sanitise import EngineFields, Policy, Sanitised, cache_salts
+from daemons.gateway.policy.table import RULES, Action, as_markdown
+
+FIELDS = EngineFields(streams=True, usage_in_stream=True)
+
+
+def policy(*hosts: str) -> Policy:
+    """A policy with the default bounds."""
+    return Policy(PolicySettings(), cache_salts(b"secret"), lambda _: frozenset(hosts))
+
+
+def ask(body: object, *hosts: str, fields: EngineFields = FIELDS) -> Sanitised:
+    """What becomes of `body`."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return policy(*hosts)(raw, "team", fields)
+
+
+def sent(body: object, *hosts: str, fields: EngineFields = FIELDS) -> dict[str, Any]:
+    """What the engine gets."""
+    value: dict[str, Any] = json.loads(ask(body, *hosts, fields=fields).body)
+    return value
+
+
+@pytest.mark.parametrize(
+    "name", [*sorted(n for n, r in RULES.items() if r.action is Action.DROP), "not_yet_invented"]
+)
+def test_what_tenants_must_not_set_does_not_arrive(name: str) -> None:
+    assert sent({"model": "m", name: {"a": 1}}).keys() == {"model", "cache_salt"}
+
+
+@pytest.mark.parametrize("name", sorted(n for n, r in RULES.items() if r.action is Action.REFUSE))
+def test_what_is_refused_is_named(name: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        ask({"model": "m", name: True})
+    assert caught.value.code is ErrorCode.PARAMETER_NOT_ALLOWED
+    assert caught.value.param == name
+    assert sent({"model": "m", name: None})["model"] == "m"
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("n", 4, 5),
+        ("n", 1, 0),
+        ("max_tokens", 131072, 131073),
+        ("max_completion_tokens", 5, -1),
+        ("top_logprobs", 20, 21),
+        ("logprobs", True, 21),
+        ("prompt_logprobs", 5, -1),
+        ("stop", ["a"] * 16, ["a"] * 17),
+        ("stop", "a", "a" * 5000),
+        ("stop_token_ids", [1] * 16, [1] * 17),
+        ("logit_bias", {"1": 1}, {str(i): 1 for i in range(1025)}),
+        ("bad_words", ["a"], ["a"] * 1025),
+        ("allowed_token_ids", [1], [1] * 1025),
+        ("tools", [{"type": "function"}], [{"type": "function"}] * 129),
+        ("response_format", {"type": "json_object"}, {"schema": {"pattern": "a" * 2049}}),
+        ("structured_outputs", {"regex": "a+"}, {"regex": "a" * 2049}),
+        ("response_format", {"a": 1}, {"a": "x" * 70000}),
+        ("messages", [{"role": "user"}], [{"role": "user"}] * 2049),
+        ("prompt", ["a"] * 256, ["a"] * 257),
+        ("prompt", list(range(1000)), [[1]] * 257),
+        ("chat_template_kwargs", {"enable_thinking": False}, {"chat_template": "{{ 1 }}"}),
+        ("chat_template_kwargs", {}, {"a": "x" * 5000}),
+    ],
+)
+def test_bounds(name: str, good: object, bad: object) -> None:
+    assert sent({"model": "m", name: good})[name] == good
+    with pytest.raises(ApiError) as caught:
+        ask({"model": "m", name: bad})
+    assert (caught.value.param or "").startswith(name)
+    assert name in caught.value.message
+    assert caught.value.status == 400
+
+
+def test_a_deep_schema_is_refused() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(40):
+        deep = {"properties": deep}
+    with pytest.raises(ApiError):
+        ask({"model": "m", "response_format": deep})
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"1", b'{"a":}', b"\xff", b"[" * 100000, b'{"a":' * 100000]
+)
+def test_what_is_no_object_is_refused(body: bytes) -> None:
+    with pytest.raises(ApiError) as caught:
+        ask(body)
+    assert caught.value.code is ErrorCode.INVALID_JSON
+
+
+def _image(url: str) -> dict[str, Any]:
+    part = {"type": "image_url", "image_url": {"url": url}}
+    return {"model": "m", "messages": [{"role": "user", "content": [part]}]}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://169.254.169.254/latest",
+        "file:///etc/passwd",
+        "//host/x",
+        "https://user@allowed.example.org/x",
+        "https://allowed.example.org.evil.example/x",
+        "HTTP://127.0.0.1/",
+        "",
+    ],
+)
+def test_media_from_elsewhere_is_refused(url: str) -> None:
+    for body in (
+        _image(url),
+        {"model": "m", "messages": [{"content": [{"type": "image", "source": {"type": "url", "url": url}}]}]},
+        {"model": "m", "input": [{"content": [{"type": "input_image", "image_url": url}]}]},
+        {"model": "m", "messages": [{"content": [{"type": "video_url", "video_url": {"url": url}}]}]},
+    ):
+        with pytest.raises(ApiError):
+            ask(body, "allowed.example.org")
+        # An escaped key is the same key.
+        hidden = json.dumps(body).replace("_url", "\\u005furl").replace('"url"', '"\\u0075rl"')
+        with pytest.raises(ApiError):
+            ask(hidden.encode(), "allowed.example.org")
+
+
+def test_media_inside_the_request_and_from_allowed_hosts() -> None:
+    assert sent(_image("data:image/png;base64,AAAA"))
+    assert sent(_image("https://allowed.example.org/cat.png"), "allowed.example.org")
+    with pytest.raises(ApiError):
+        ask(_image("https://allowed.example.org/cat.png"))
+
+
+def test_a_body_that_needs_no_change_is_not_touched() -> None:
+    body = b'{ "model" : "m",\n "tokens": [1, 2.50] }'
+    assert ask(body, fields=EngineFields(cache_salt=False)).body == body
+
+
+def test_the_last_of_two_equal_keys_counts_and_alone_arrives() -> None:
+    body = b'{"model":"m","n":1,"n":99}'
+    with pytest.raises(ApiError):
+        ask(body)
+    assert ask(b'{"model":"m","n":99,"n":2}').body.count(b'"n"') == 1
+
+
+def test_salts_differ_by_group_and_secret() -> None:
+    one, two = cache_salts(b"a"), cache_salts(b"b")
+    assert len({one("x"), one("y"), two("x")}) == 3
+    assert one("x") == one("x")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*RULES, "unknown"]), json_values, max_size=12))
+def test_any_object_is_refused_or_arrives_clean(body: dict[str, Any]) -> None:
+    try:
+        got = sent({**body, "model": "m"})
+    except ApiError:
+        return
+    for name, value in got.items():
+        action = RULES[name].action
+        assert action is not Action.DROP
+        if action in {Action.PASS, Action.BOUND} and name != "model":
+            assert value == body[name]
+        if action is Action.REFUSE:
+            assert value in {None, False}
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_refused_or_understood(data: bytes) -> None:
+    for raw in (data, b'{"model":"m","messages":' + data + b"}"):
+        with contextlib.suppress(ApiError):
+            ask(raw)
+
+
+def test_the_documentation_is_the_table() -> None:
+    page = Path(__file__).parents[3] / "docs" / "policy.md"
+    assert page.read_text() == as_markdown(), "run: python -m daemons.gateway.policy > docs/policy.md"
