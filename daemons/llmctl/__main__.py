@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from daemons.llmctl import config, import_env, loadtest, plan, status
+from daemons.llmctl import config, import_env, loadtest, models, plan, status
 from daemons.llmctl.top import verb as top
 from daemons.llmctl.up import verb as up
 from daemons.runtime import logs
@@ -23,6 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_parsers(verbs)
     for verb in (status, top, plan, loadtest, config, import_env):
         verb.add_parser(verbs)
+    models.add_parsers(verbs)
     return parser
 
 
