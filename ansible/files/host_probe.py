@@ -1,4 +1,4 @@
-"""Prints, as JSON, what a deployment must know of a host. Python 3.10's standard library only; changes nothing.
+"""Prints, as JSON, what a deployment must know of a host. Changes nothing; needs Python 3.10 and no more.
 
 Called as ``host_probe.py [MODEL_FOLDER]``.
 """
