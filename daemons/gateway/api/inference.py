@@ -10,6 +10,7 @@ from aiohttp.web_request import BaseRequest
 
 from daemons.gateway.admission.queue import Admission
 from daemons.gateway.api import accept
+from daemons.gateway.api.accept import X_REQUEST_ID
 from daemons.gateway.api.cors import Cors
 from daemons.gateway.api.endpoints import Endpoint
 from daemons.gateway.api.forms import message_of
@@ -23,7 +24,7 @@ from daemons.gateway.pool.pool import Pool
 from daemons.gateway.relay.attempts import Attempts
 from daemons.gateway.relay.relay import Patience, Relay
 from daemons.gateway.relay.stream import StreamRelay
-from daemons.gateway.settings import GatewaySettings
+from daemons.gateway.settings import PRIORITIES, GatewaySettings, Priority, Timeouts
 from daemons.gateway.settle import Settle
 from daemons.gateway.tenants.authenticate import Authenticator
 from daemons.gateway.tenants.keys import Tenant
@@ -58,6 +59,8 @@ class Inference:
         self._stages = stages
         self._cors = cors
         self._loop = asyncio.get_running_loop()
+        self._patience = {priority: _patience(settings.timeouts, priority) for priority in PRIORITIES}
+        self._whole = _patience(settings.timeouts, None)
         self.active: set[Exchange] = set()
         self.draining = False
 
@@ -139,19 +142,13 @@ class Inference:
         assert isinstance(client, ClientConnection)  # noqa: S101 - made by our own server
         series = exchange.series
         assert series is not None  # noqa: S101 - set before admission
-        timeouts = self._timeouts
         chunked = request.version >= (1, 1)
         fields = b"X-Request-Id: %b\r\n" % exchange.request_id.encode()
         for line in self._cors.lines(request).items():
             fields += "{}: {}\r\n".format(*line).encode()
         if not (request.keep_alive and chunked) or self.draining:
             fields += b"Connection: close\r\n"
-        patience = Patience(
-            first_byte=getattr(timeouts.first_byte, exchange.tenant.priority) if exchange.stream else None,
-            between_chunks=timeouts.between_chunks,
-            total=timeouts.total,
-            keep_alive=timeouts.keep_alive,
-        )
+        patience = self._patience[exchange.tenant.priority] if exchange.stream else self._whole
         relay: Relay
         events = endpoint.events
         if exchange.stream and events is not None:
@@ -173,11 +170,13 @@ class Inference:
         return relay
 
     def _request_head(self, request: BaseRequest, endpoint: Endpoint, exchange: Exchange) -> bytes:
-        # Two requests of one identifier must not meet inside an engine: it is made unique for it.
-        return b"%b HTTP/1.1\r\nX-Request-Id: %b-%b\r\n%b" % (
+        # Two requests of one identifier must not meet inside an engine: a client's is made unique for it.
+        name = exchange.request_id
+        if X_REQUEST_ID in request.headers:
+            name = f"{name}-{accept.new_id()[:8]}"
+        return b"%b HTTP/1.1\r\nX-Request-Id: %b\r\n%b" % (
             endpoint.path.encode(),
-            exchange.request_id.encode(),
-            accept.new_id()[:8].encode(),
+            name.encode(),
             accept.traceparent(request.headers),
         )
 
@@ -217,6 +216,16 @@ class Inference:
         self._stages.settle(exchange, failure, now, detail)
         if exchange.engine is not None:
             self._stages.admission.leave(exchange.engine, exchange.model, now)
+
+
+def _patience(timeouts: Timeouts, priority: Priority | None) -> Patience:
+    """How long to wait for a stream of a class; with None, for an answer in one piece."""
+    return Patience(
+        first_byte=getattr(timeouts.first_byte, priority) if priority else None,
+        between_chunks=timeouts.between_chunks,
+        total=timeouts.total,
+        keep_alive=timeouts.keep_alive,
+    )
 
 
 def allowed(tenant: Tenant, model: str) -> bool:

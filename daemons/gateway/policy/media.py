@@ -11,7 +11,11 @@ from daemons.gateway.policy.checks import value_of
 
 _KEYS = frozenset({"image_url", "video_url", "audio_url", "file_url", "url"})
 _NOT_OURS = frozenset({"uuid", "image_embeds", "audio_embeds", "prompt_embeds"})
-_MARKS = (b"_url", b'"url"', b"uuid", b"_embeds", b"\\u")
+
+
+def may_hold_media(body: bytes) -> bool:
+    """Whether a request could hold media at all; keys can hide from this only behind escapes, which count."""
+    return b"_url" in body or b'"url"' in body or b"uuid" in body or b"_embeds" in body or b"\\u" in body
 
 
 def check_media(name: str, raw: msgspec.Raw, hosts: Collection[str]) -> None:
@@ -20,10 +24,6 @@ def check_media(name: str, raw: msgspec.Raw, hosts: Collection[str]) -> None:
     Raises:
         ApiError: a part names a URL that the engine must not fetch.
     """
-    data = bytes(raw)
-    # Keys can hide from this only behind escapes, which count as a mark.
-    if not any(mark in data for mark in _MARKS):
-        return
     for part in _parts(value_of(name, raw)):
         if part.keys() & _NOT_OURS:
             found = min(part.keys() & _NOT_OURS)

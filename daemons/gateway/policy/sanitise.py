@@ -8,7 +8,7 @@ import msgspec
 
 from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.policy.bounds import PolicySettings
-from daemons.gateway.policy.media import check_media
+from daemons.gateway.policy.media import check_media, may_hold_media
 from daemons.gateway.policy.table import RULES, Action
 
 Body = dict[str, msgspec.Raw]
@@ -142,9 +142,10 @@ class Policy:
         body = parse(raw)
         model = text_of(body, "model")
         changed = self._apply(body)
-        for name in _CONVERSATIONS:
-            if name in body:
-                check_media(name, body[name], self._media_hosts(model))
+        if may_hold_media(raw):
+            for name in _CONVERSATIONS:
+                if name in body:
+                    check_media(name, body[name], self._media_hosts(model))
         stream = fields.streams and flag_of(body, "stream")
         keep_final = keep_all = False
         if stream and fields.usage_in_stream:
