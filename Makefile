@@ -45,8 +45,9 @@ loadtest: $(DAEMONS) ## load the stack that runs here (CONCURRENCY= DURATION= se
 	@$(LLMCTL) loadtest --url http://localhost:$(PORT) --key-file .llm/key --keys-dir .llm/keys.d \
 		--concurrency $(CONCURRENCY) --duration $(DURATION)s
 
-download: ## not in this release yet
-	@echo "make download: not in this release yet. make up MODEL=NAME lets vLLM fetch a model by itself" >&2; exit 2
+download: $(DAEMONS) ## fetch a model into .llm/models (MODEL=ORGANISATION/NAME)
+	@test -n "$(MODEL)" || { echo "make download: say which: make download MODEL=ORGANISATION/NAME" >&2; exit 2; }
+	@$(LLMCTL) download --models-dir .llm/models --config-dir .llm "$(MODEL)"
 
 monitoring: ## not in this release yet
 	@echo "make monitoring: not in this release yet. /metrics are on 9101, 9102 and 9110 while make up runs;" \

@@ -25,7 +25,8 @@ no_network() {
     if grep -q 'DO NOT MATCH THE HASHES' "$log"; then
         fail "a package differs from its locked hash (see $log): the index or a mirror serves something else"
     fi
-    fail "a package could not be installed (see $log): is the package index reachable? pip config list"
+    said=$(grep -v '^WARNING' "$log" | tail -n 1)
+    fail "a package could not be installed: $said. Is the package index reachable (pip config list)? More in $log"
 }
 
 command -v python3 >/dev/null || fail "python3 is missing: apt-get install python3 python3-venv"
