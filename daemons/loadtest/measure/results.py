@@ -1,5 +1,6 @@
 """The result of a run as data: what is saved as JSON, compared, and shown. Times are in seconds."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -124,11 +125,20 @@ class Attribution(msgspec.Struct, kw_only=True):
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
-        if not self.causes:
-            return "no stage could be measured"
-        top = max(self.causes, key=lambda cause: cause.share)
-        return f"{top.share:.0%} of the tail is {top.stage}"
+        """One sentence: the largest part of the way to the first token, and of the whole."""
+        before = [cause for cause in self.causes if cause.stage != "decode"]
+        first, whole = _largest(before), _largest(self.causes)
+        if whole is None:
+            return "no stage makes one"
+        return f"to the first token {first}; end to end {whole}" if first else f"end to end {whole}"
+
+
+def _largest(causes: Sequence[Cause]) -> str | None:
+    total = sum(cause.share for cause in causes)
+    if not total:
+        return None
+    top = max(causes, key=lambda cause: cause.share)
+    return f"{top.share / total:.0%} {top.stage}"
 
 
 class GeneratorHealth(msgspec.Struct, kw_only=True):

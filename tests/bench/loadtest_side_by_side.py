@@ -1,0 +1,250 @@
+"""Measures the load tester: its own capacity, and side by side with others on the same mock engine.
+
+    python tests/bench/loadtest_side_by_side.py [--vllm PROGRAM --guidellm PROGRAM --tokenizer FOLDER]
+
+Writes `LOADTEST.md` beside this file. A tool that is not given is named as missing in it. All traffic goes to
+a mock engine on loopback, at most 2,000 requests/s for ten seconds.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from daemons.loadtest.measure.compare import load_result
+from daemons.loadtest.measure.results import Result
+from tests.support.mock_engine import MockEngine
+
+FEW, MANY, RATE, TOKENS, PROMPT = 20, 400, 40, 100, 30
+FIRST_US, TOKEN_US = 20_000, 25_000
+FIGURES = ("req/s", "TTFT P50", "TTFT P99", "ITL mean", "TPOT mean", "E2E P50", "E2E P99")
+TABLE = "| {} |\n"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a tool said (times in ms), and what it cost."""
+
+    figures: Mapping[str, float]
+    cpu: float
+    """CPU seconds of the tool and all processes it started."""
+
+
+Tool = Callable[[str, int, Path], Mapping[str, float]]
+
+
+def spend(command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    """Run a tool to its end.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it said.
+    """
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})},
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(
+            f"{command[0]} ended with {done.returncode}: {(done.stdout + done.stderr)[-1500:]}"
+        )
+
+
+def ours(url: str, requests: int, saved: Path) -> Mapping[str, float]:
+    """This load tester."""
+    options = f"--shape constant --rate {RATE} --requests {requests} --prompt-tokens {PROMPT} --max-lag 1s"
+    run_ours(url, saved, *options.split(), "--output-tokens", str(TOKENS))
+    group = load_result(saved).overall
+    ms = group.latencies
+    return {
+        "req/s": group.request_rate,
+        "TTFT P50": ms["ttft_from_send"].p50 * 1e3,
+        "TTFT P99": ms["ttft_from_send"].p99 * 1e3,
+        "ITL mean": ms["itl"].mean * 1e3,
+        "TPOT mean": ms["tpot"].mean * 1e3,
+        "E2E P50": ms["e2e_from_send"].p50 * 1e3,
+        "E2E P99": ms["e2e_from_send"].p99 * 1e3,
+    }
+
+
+def run_ours(url: str, saved: Path, *options: str) -> Result:
+    """Run this load tester; returns its result."""
+    spend([sys.executable, "-m", "daemons.loadtest", "--url", url, "--json", str(saved), *options])
+    return load_result(saved)
+
+
+def vllm(program: str, tokenizer: str) -> Tool:
+    """``vllm bench serve``."""
+
+    def run(url: str, requests: int, saved: Path) -> Mapping[str, float]:
+        options = (
+            f"bench serve --backend openai-chat --base-url {url} --endpoint /v1/chat/completions "
+            f"--model bench --tokenizer {tokenizer} --dataset-name random --random-input-len {PROMPT} "
+            f"--random-output-len {TOKENS} --request-rate {RATE} --num-prompts {requests} "
+            "--percentile-metrics ttft,tpot,itl,e2el --metric-percentiles 50,99 --burstiness 1000000 "
+            f"--save-result --result-dir {saved.parent} --result-filename {saved.name} --disable-tqdm"
+        )
+        spend([program, *options.split()])
+        data = json.loads(saved.read_text())
+        names = {"TTFT": "ttft", "E2E": "e2el"}
+        tails = {f"{k} P{p}": data[f"p{p}_{v}_ms"] for k, v in names.items() for p in (50, 99)}
+        means = {"ITL mean": data["mean_itl_ms"], "TPOT mean": data["mean_tpot_ms"]}
+        return {"req/s": data["request_throughput"], **tails, **means}
+
+    return run
+
+
+def guidellm(program: str, tokenizer: str) -> Tool:
+    """GuideLLM."""
+
+    def run(url: str, requests: int, saved: Path) -> Mapping[str, float]:
+        options = (
+            f"run --backend kind=openai_http,target={url},model=bench --profile kind=constant,rate={RATE} "
+            f"--constraint kind=max_requests,count={requests} "
+            f"--data kind=synthetic_text,prompt_tokens={PROMPT},output_tokens={TOKENS} "
+            f"--tokenizer kind=hf_auto,model={tokenizer} --output kind=json,path={saved} --disable-console"
+        )
+        spend([program, *options.split()])
+        metrics = json.loads(saved.read_text())["benchmarks"][0]["metrics"]
+        ttft = metrics["time_to_first_token_ms"]["successful"]["percentiles"]
+        e2e = metrics["request_latency"]["successful"]["percentiles"]
+        return {
+            "req/s": metrics["requests_per_second"]["successful"]["mean"],
+            "TTFT P50": ttft["p50"],
+            "TTFT P99": ttft["p99"],
+            "ITL mean": metrics["inter_token_latency_ms"]["successful"]["mean"],
+            "TPOT mean": float("nan"),
+            "E2E P50": e2e["p50"] * 1e3,
+            "E2E P99": e2e["p99"] * 1e3,
+        }
+
+    return run
+
+
+def measure(tool: Tool, requests: int, folder: Path) -> Measured:
+    """Run a tool against a fresh engine."""
+    with MockEngine(first_us=FIRST_US, token_us=TOKEN_US) as engine:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        figures = tool(engine.url, requests, folder / "result.json")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        served = engine.stats()["served"]
+    if served < requests:
+        raise RuntimeError(f"the engine served {served} of {requests} requests")
+    return Measured(figures, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+
+def row(*cells: object) -> str:
+    """A line of a table."""
+    return TABLE.format(" | ".join(str(cell) for cell in cells))
+
+
+def side_by_side(tools: Mapping[str, Tool], folder: Path) -> str:
+    """The table of all tools, and what each additional token cost."""
+    text = row("tool", *FIGURES, "CPU s", "of it fixed", "CPU us/token") + row(*["---"] * (len(FIGURES) + 4))
+    for name, tool in tools.items():
+        few, many = measure(tool, FEW, folder), measure(tool, MANY, folder)
+        each = (many.cpu - few.cpu) / ((MANY - FEW) * TOKENS) * 1e6
+        fixed = few.cpu - FEW * TOKENS * each / 1e6
+        figures = (f"{many.figures[figure]:.2f}" for figure in FIGURES)
+        text += row(name, *figures, f"{many.cpu:.1f}", f"{fixed:.1f}", f"{each:.0f}")
+        print(text.splitlines()[-1], flush=True)
+    return text
+
+
+def capacity(folder: Path) -> str:
+    """The load tester's own limits, with the engine on the same two cores."""
+    text = row(
+        "load", "requests/s", "tok/s", "dispatch lag P50 / P99 / max ms", "loop lag P99 ms", "CPU of a core"
+    )
+    text += row(*["---"] * 6)
+    whole = "--shape constant --rate 2000 --duration 10 --no-stream --output-tokens 1 --max-lag 1s"
+    streams = "--shape constant --rate 200 --duration 12 --warmup 3 --output-tokens 100 --max-lag 1s"
+    for name, options in (
+        ("2,000 requests/s, whole answers", whole),
+        ("20,000 tok/s over 500 streams", streams),
+    ):
+        with MockEngine(first_us=FIRST_US, token_us=0 if options is whole else TOKEN_US) as engine:
+            result = run_ours(engine.url, folder / "own.json", *options.split())
+        health, group = result.generator, result.overall
+        lag = " / ".join(
+            f"{v * 1e3:.2f}" for v in (health.dispatch_p50, health.dispatch_p99, health.dispatch_max)
+        )
+        rates = (f"{group.request_rate:,.0f}", f"{group.output_token_rate:,.0f}")
+        text += row(name, *rates, lag, f"{health.loop_p99 * 1e3:.2f}", f"{health.cpu_share:.0%}")
+        print(text.splitlines()[-1], flush=True)
+    return text
+
+
+def main() -> int:
+    """Measure everything and write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--vllm", help="the vllm program")
+    parser.add_argument("--guidellm", help="the guidellm program")
+    parser.add_argument("--tokenizer", help="a folder with a tokenizer, which both of them need")
+    args = parser.parse_args()
+    tools: dict[str, Tool] = {"llmctl loadtest": ours}
+    if args.vllm and args.tokenizer:
+        tools["vllm bench serve"] = vllm(args.vllm, args.tokenizer)
+    if args.guidellm and args.tokenizer:
+        tools["guidellm"] = guidellm(args.guidellm, args.tokenizer)
+    missing = [name for name in ("vllm bench serve", "guidellm") if name not in tools]
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        own = capacity(Path(folder))
+        table = side_by_side(tools, Path(folder))
+    page = Path(__file__).with_name("LOADTEST.md")
+    page.write_text(
+        PAGE.format(
+            own=own,
+            table=table,
+            missing=f"\nNot measured here (program not given): {', '.join(missing)}.\n" if missing else "",
+            date=datetime.now(UTC).date(),
+            cores=os.cpu_count(),
+            load=load,
+            many=MANY,
+            rate=RATE,
+            tokens=TOKENS,
+        )
+    )
+    return 0
+
+
+PAGE = """\
+# The load tester, measured
+
+Written by `tests/bench/loadtest_side_by_side.py` on {date}: {cores} cores, load average {load:.1f} before it
+began (the engine and the tool share the cores with whatever else runs). The engine is
+`tests/support/mock_engine`: 20 ms to the first token, 25 ms between tokens.
+
+## Its own limits
+
+{own}
+The goal is a dispatch lag P99 below 5 ms at both loads.
+
+## Side by side
+
+{many} requests of {tokens} tokens, {rate} a second, evenly spaced; milliseconds, counted from the send. "CPU"
+is user and system time of the tool with all its processes; "fixed" is what it costs before the first request,
+from a second run with fewer requests, and the last column is what each further token costs.
+
+{table}{missing}
+Where the definitions agree, so do the figures: TTFT, end to end, and the time per output token.
+`vllm bench serve` counts the first event, whose content is empty, and the last one as tokens in its
+inter-token latency, so that its mean is lower than the true pace of 25 ms; the load tester counts only events
+that bring something new. All request rates include the run-out of the last answers.
+"""
+
+if __name__ == "__main__":
+    sys.exit(main())
