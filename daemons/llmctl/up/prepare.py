@@ -12,6 +12,7 @@ from daemons.llmctl.up.host import Host
 from daemons.llmctl.up.installer import find_installer
 from daemons.llmctl.up.layout import Layout, Model
 from daemons.llmctl.up.models import ensure_smollm2, model_cache
+from daemons.llmctl.up.numa import ensure_libnuma
 from daemons.llmctl.up.screen import Screen
 from daemons.llmctl.up.vllm_env import CPU, CUDA, Environment, ensure_vllm
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
@@ -86,7 +87,7 @@ def _vllm(gpus: int, screen: Screen) -> Environment:
     flavour = CUDA if gpus else CPU
     try:
         with screen.step(f"vLLM for {'NVIDIA GPUs' if gpus else 'the CPU'}") as step:
-            return ensure_vllm(
+            environment = ensure_vllm(
                 CHECKOUT / ".venv-vllm",
                 LOCKS,
                 flavour,
@@ -94,6 +95,9 @@ def _vllm(gpus: int, screen: Screen) -> Environment:
                 installer=find_installer(),
                 progress=step,
             )
+            if flavour is CPU:
+                ensure_libnuma(environment.root)
+            return environment
     except Fatal as error:
         raise Fatal(
             f"the real engine cannot be had here: {error}\n"
