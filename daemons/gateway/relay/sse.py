@@ -68,7 +68,7 @@ class EventFilter:
     """Splits a stream into events; subclasses say what becomes of each.
 
     Attributes:
-        events: content events so far.
+        events: events so far, comments left out.
         complete: the engine ended its answer as the API prescribes.
         error: the engine's own error event, as received.
     """
@@ -164,12 +164,13 @@ class NamedFilter(EventFilter):
         content: start of the names of events that carry a piece of the answer.
     """
 
-    __slots__ = ("_content", "_ends", "_usages")
+    __slots__ = ("_content", "_ends", "_pieces", "_usages")
 
     def __init__(self, *, ends: frozenset[bytes], content: tuple[bytes, ...]) -> None:
         super().__init__()
         self._ends = ends
         self._content = content
+        self._pieces = 0
         self._usages: list[bytes] = []
 
     def _event(self, event: bytes) -> bytes:
@@ -177,8 +178,10 @@ class NamedFilter(EventFilter):
         if name == b"error" or event.startswith((b'data: {"error"', b'data: {"type":"error"')):
             self.error = event
             return b""
-        if name.startswith(self._content):
+        if not event.startswith(b":"):
             self.events += 1
+        if name.startswith(self._content):
+            self._pieces += 1
         elif b'"usage":{' in event:
             self._usages = [found.group(1) for found in _ANY_USAGE.finditer(event)][-1:] or self._usages
         if name in self._ends:
@@ -190,7 +193,7 @@ class NamedFilter(EventFilter):
         latest = read_usage(self._usages[-1]) if self._usages else None
         if self.complete or latest is None:
             return latest
-        return TokenCounts(latest.prompt, latest.cached, max(latest.completion, self.events))
+        return TokenCounts(latest.prompt, latest.cached, max(latest.completion, self._pieces))
 
 
 _ANY_USAGE = re.compile(rb'"usage":(\{(?:[^{}]|\{[^{}]*\})*\})')

@@ -264,6 +264,27 @@ async def test_a_slow_reader_pauses_the_engine_and_is_dropped(tmp_path: Path) ->
         writer.close()
 
 
+async def test_a_stream_of_named_events_arrives_whole(tmp_path: Path) -> None:
+    parts = [
+        b'event: message_start\ndata: {"message":{"usage":{"input_tokens":5,"output_tokens":0}}}\n\n',
+        b'event: content_block_delta\ndata: {"delta":{"text":"a"}}\n\n',
+        b'event: message_delta\ndata: {"usage":{"input_tokens":5,"output_tokens":1}}\n\n',
+        b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+    ]
+
+    async def script(call: Call) -> None:
+        await call.send(STREAM_HEAD)
+        for part in parts:
+            await call.send(chunk(part))
+        await call.send(END)
+
+    async with FakeEngine(script) as engine, gateway(tmp_path, engine.url) as running:
+        response = await running.ask("/v1/messages", {"model": "m", "stream": True})
+        assert await response.read() == b"".join(parts)
+        name = 'llm_gateway_requests_total{class="default",endpoint="messages",model="m",outcome="ok"}'
+        assert (await running.metrics())[name] == 1
+
+
 async def test_an_idle_connection_that_the_engine_closed_costs_nobody_a_request(tmp_path: Path) -> None:
     async def script(call: Call) -> None:
         await answer_chat(call)
