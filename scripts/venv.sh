@@ -30,6 +30,7 @@ no_network() {
 }
 
 command -v python3 >/dev/null || fail "python3 is missing: apt-get install python3 python3-venv"
+say "installing the daemons into $folder"
 if ! [ -x "$folder/bin/python" ] || ! recent "$folder/bin/python"; then
     if recent python3; then
         python3 -m venv --clear "$folder" >"$log" 2>&1 || no_venv

@@ -1,4 +1,4 @@
-"""libnuma for vLLM on the CPU, without root: a bare Debian or Ubuntu does not have it, and no wheel brings it."""
+"""libnuma for vLLM on the CPU, without root: a bare Debian or Ubuntu lacks it, and no wheel brings it."""
 
 import ctypes
 import os
@@ -23,7 +23,7 @@ def loads(soname: str) -> bool:
 
 
 def ensure_libnuma(root: Path, run: Run = run_program, present: Callable[[str], bool] = loads) -> None:
-    """See that vLLM's environment at `root` can load libnuma; fetch a private copy where the system has none.
+    """See that vLLM's environment at `root` can load libnuma; or fetch a copy for it.
 
     A ``.pth`` file of the environment loads the copy by its path at every start of the interpreter; the linker
     then finds it by its name (dlopen(3)).

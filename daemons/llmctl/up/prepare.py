@@ -57,6 +57,8 @@ def prepare(kind: EngineKind, model: str | None, layout: Layout, screen: Screen)
     Raises:
         Fatal: it cannot be had; one line with the cure.
     """
+    if model is not None:
+        model = _resolved(model)
     if kind is EngineKind.SIMULATOR:
         name = model or "simulated"
         command = [sys.executable, "-m", "daemons.simulator"]
@@ -118,16 +120,25 @@ def _model(model: str | None, environment: Environment, screen: Screen) -> tuple
                 progress=step,
             )
         return str(folder), "SmolLM2-135M-Instruct"
-    if model.startswith((".", "/", "~")):
-        path = Path(model).expanduser().resolve()
-        if not (path / "config.json").is_file():
-            raise Fatal(
-                f"MODEL={model}: no model there: expected a folder with a config.json "
-                "(leave MODEL out for the small model that comes with the stack)",
-                EXIT_CONFIG,
-            )
-        return str(path), path.name
-    return model, model
+    return model, Path(model).name
+
+
+def _resolved(model: str) -> str:
+    """A hub name as it is; a folder (anything that begins with ``.``, ``/`` or ``~``) as an absolute path.
+
+    Raises:
+        Fatal: no model is in the folder.
+    """
+    if not model.startswith((".", "/", "~")):
+        return model
+    path = Path(model).expanduser().resolve()
+    if not (path / "config.json").is_file():
+        raise Fatal(
+            f"MODEL={model}: no model there: expected a folder with a config.json "
+            "(leave MODEL out for the small model that comes with the stack)",
+            EXIT_CONFIG,
+        )
+    return str(path)
 
 
 def served_name(source: str) -> str:

@@ -30,6 +30,7 @@ _EXAMPLES = """examples:
   llmctl up --model ./my-model
 """
 _STOP_PATIENCE_SEC = 90.0
+_HIGHEST_PORT = 65535
 _KEEP_LOG_BYTES = 20 * 2**20
 
 
@@ -46,20 +47,25 @@ def add_parsers(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     up.add_argument("parts", nargs="*", metavar="PART", help=f"only these of: {', '.join(instance.PARTS)}")
     up.add_argument(
         "--engine",
-        type=EngineKind,
-        choices=list(EngineKind),
-        default=EngineKind.VLLM,
+        choices=[kind.value for kind in EngineKind],
+        default=EngineKind.VLLM.value,
         help="vllm: on the GPU where there is one, else on the CPU; simulator: seconds, without a model",
     )
     up.add_argument("--model", help="model folder or hub name (default: SmolLM2-135M-Instruct)")
     up.add_argument(
-        "--port", type=int, default=8080, help="port of the API; 0 takes free ones (default: 8080)"
+        "--port", type=_port, default=8080, help="port of the API; 0 takes free ones (default: 8080)"
     )
     _add_state(up)
     up.set_defaults(run=run_up)
     stop = verbs.add_parser("stop", help="end what `up` of this checkout started")
     _add_state(stop)
     stop.set_defaults(run=run_stop)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > _HIGHEST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: expected 0 to {_HIGHEST_PORT}")
+    return int(text)
 
 
 def _add_state(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +98,7 @@ def run_up(args: argparse.Namespace) -> int:
         held.callback(sockets.close_all, gateway_sockets.values())
         if gateway_sockets:
             instance.write_url(layout.run, f"http://127.0.0.1:{port_of(gateway_sockets['http'])}")
-        engine = prepare(args.engine, args.model, layout, screen)
+        engine = prepare(EngineKind(args.engine), args.model, layout, screen)
         layout.write_gateway(engine.model, ports)
         layout.write_engine(engine.model, ports, engine.settings)
         layout.write_exporter(ports)

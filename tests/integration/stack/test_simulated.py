@@ -112,12 +112,26 @@ def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_model_folder_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
-    up = start_up(tmp_path, "--engine", "simulator")
-    end(up)
     up = start_up(tmp_path, "--model", "./no/such/folder")
-    assert up.process.wait(timeout=240) == 78
+    assert up.process.wait(timeout=60) == 78
     assert "no model there" in up.text
     assert "Traceback" not in up.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--port", "99999"), "'99999' is no port"),
+        (("--engine", "nonsense"), "choose from"),
+        (("--engine", "simulator", "--model", "./nowhere"), "MODEL=./nowhere: no model there"),
+    ],
+)
+def test_a_wrong_word_is_answered_at_once(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    up = start_up(tmp_path, *arguments)
+    assert up.process.wait(timeout=60) in {2, 78}
+    assert words in up.text
+    assert "Traceback" not in up.text
+    assert "llm-gateway" not in up.text
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
