@@ -25,7 +25,7 @@ def loads(soname: str) -> bool:
 def ensure_libnuma(root: Path, run: Run = run_program, present: Callable[[str], bool] = loads) -> None:
     """See that vLLM's environment at `root` can load libnuma; or fetch a copy for it.
 
-    A ``.pth`` file of the environment loads the copy by its path at every start of the interpreter; the linker
+    """See that vLLM at `root` can load libnuma, or fetch a copy for it where the system has none.
     then finds it by its name (dlopen(3)).
 
     Raises:

@@ -17,7 +17,7 @@ import pytest
 
 from daemons.llmctl.up.processes import descendants_of
 from daemons.runtime.sockets import Address, listen_tcp, port_of
-from tests.integration.stack.conftest import ROOT, Up, end, start_up
+from tests.integration.stack.conftest import ROOT, Up, start_up
 
 CHAT = {"model": "llama-7b", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5}
 
