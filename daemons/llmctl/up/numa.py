@@ -9,8 +9,13 @@ from daemons.llmctl.up.command import Run, run_program
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
 
 _SONAME = "libnuma.so.1"
-# apt verifies the package; unpacking it needs no privileges.
-_FETCH = 'cd "$1" && apt-get download -q libnuma1 && dpkg-deb -x libnuma1_*.deb . && rm libnuma1_*.deb'
+# apt verifies the package, and works in folders of its own where the system's lists are missing.
+_FETCH = """
+cd "$1" && mkdir -p lists/partial cache/archives/partial
+own="-o Dir::State::Lists=$1/lists -o Dir::Cache=$1/cache"
+apt-get -q download libnuma1 || { apt-get -q $own update && apt-get -q $own download libnuma1; }
+dpkg-deb -x libnuma1_*.deb . && rm -rf libnuma1_*.deb lists cache
+"""
 
 
 def loads(soname: str) -> bool:
@@ -25,7 +30,7 @@ def loads(soname: str) -> bool:
 def ensure_libnuma(root: Path, run: Run = run_program, present: Callable[[str], bool] = loads) -> None:
     """See that vLLM's environment at `root` can load libnuma; or fetch a copy for it.
 
-    """See that vLLM at `root` can load libnuma, or fetch a copy for it where the system has none.
+    A ``.pth`` file of the environment loads the copy by path when the interpreter starts; the linker
     then finds it by its name (dlopen(3)).
 
     Raises:
