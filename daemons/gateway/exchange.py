@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 if TYPE_CHECKING:
     from daemons.gateway.metrics import Series
     from daemons.gateway.pool.engine import Engine
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
     from daemons.gateway.tenants.keys import Tenant
 
 
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """What is known of a request; each stage adds its part.
 
     Attributes:
@@ -32,37 +34,18 @@ class Exchange:
         status: HTTP status of the answer; 0 while none was sent.
     """
 
-    __slots__ = (
-        "arrived",
-        "bytes_in",
-        "endpoint",
-        "engine",
-        "model",
-        "model_label",
-        "prompt_estimate",
-        "queued_seconds",
-        "relay",
-        "request_id",
-        "retries",
-        "series",
-        "status",
-        "stream",
-        "tenant",
-    )
-
-    def __init__(self, request_id: str, tenant: Tenant, endpoint: str, arrived: float) -> None:
-        self.request_id = request_id
-        self.tenant = tenant
-        self.endpoint = endpoint
-        self.arrived = arrived
-        self.bytes_in = 0
-        self.model = ""
-        self.model_label = "other"
-        self.stream = False
-        self.prompt_estimate = 0
-        self.queued_seconds = 0.0
-        self.engine: Engine | None = None
-        self.relay: Relay | None = None
-        self.series: Series | None = None
-        self.retries = 0
-        self.status = 0
+    request_id: str
+    tenant: Tenant
+    endpoint: str
+    arrived: float
+    bytes_in: int = 0
+    model: str = ""
+    model_label: str = "other"
+    stream: bool = False
+    prompt_estimate: int = 0
+    queued_seconds: float = 0.0
+    engine: Engine | None = None
+    relay: Relay | None = None
+    series: Series | None = None
+    retries: int = 0
+    status: int = 0

@@ -1,26 +1,48 @@
-"""The last requests, for ``explain`` and ``top``; in memory only."""
+"""What is kept of a request after its end, and the last of them, for ``explain``; in memory only."""
 
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
 
-Fields = Mapping[str, Any]
+import msgspec
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that has ended: its log line, and what ``explain`` shows."""
+
+    request_id: str
+    key: str
+    model: str
+    endpoint: str
+    priority: str
+    stream: bool
+    outcome: str
+    """``ok``, or the word of the failure."""
+    status: int
+    engine: str | None
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    queue_ms: float
+    ttft_ms: float | None
+    duration_ms: float
+    bytes_in: int
+    bytes_out: int
+    retries: int
 
 
 class History:
-    """The request lines of the last requests.
+    """The last requests.
 
     Args:
         size: how many are kept.
     """
 
     def __init__(self, size: int = 10_000) -> None:
-        self._lines: deque[Fields] = deque(maxlen=size)
+        self._records: deque[Record] = deque(maxlen=size)
 
-    def add(self, fields: Fields) -> None:
+    def add(self, record: Record) -> None:
         """A request has ended."""
-        self._lines.append(fields)
+        self._records.append(record)
 
-    def find(self, request_id: str) -> Fields | None:
+    def find(self, request_id: str) -> Record | None:
         """The latest request of this identifier."""
-        return next((line for line in reversed(self._lines) if line["request_id"] == request_id), None)
+        return next((record for record in reversed(self._records) if record.request_id == request_id), None)

@@ -74,7 +74,7 @@ class Series:
 class Counter(dict[tuple[str, ...], float]):
     """A counter by label values."""
 
-    def add(self, *labels: str, by: float = 1) -> None:
+    def add(self, labels: tuple[str, ...], by: float = 1) -> None:
         """Count."""
         self[labels] = self.get(labels, 0) + by
 
@@ -123,6 +123,12 @@ class Metrics(Collector):
         if series is None:
             series = self._series[labels] = Series()
         return series
+
+    def count_tokens(self, key: str, model: str, prompt: int, cached: int, completion: int) -> None:
+        """Tokens of a request."""
+        for kind, count in (("prompt", prompt), ("cached", cached), ("completion", completion)):
+            if count:
+                self.tokens.add((key, model, kind), count)
 
     def collect(self) -> Iterable[Metric]:
         """Every family."""

@@ -3,11 +3,12 @@
 import asyncio
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from daemons.gateway.errors import ErrorCode, status_of
 from daemons.gateway.exchange import Exchange
-from daemons.gateway.history import History
+from daemons.gateway.history import History, Record
 from daemons.gateway.metrics import Metrics
 from daemons.gateway.relay.sse import TokenCounts
 from daemons.runtime.logs import Records
@@ -15,6 +16,7 @@ from daemons.runtime.logs import Records
 log = structlog.get_logger()
 
 _FLUSH_SECONDS = 0.05
+_NOTHING = TokenCounts()
 
 
 class Bill(Protocol):
@@ -40,36 +42,35 @@ class Settle:
         self._count(exchange, counts, outcome, now)
         for bill in self._bills:
             bill(exchange, counts, outcome)
-        relay = exchange.relay
-        status = exchange.status or (status_of(failure) if failure else 200)
-        exchange.status = status
-        self._metrics.http_responses.add(str(status))
-        fields = {
-            "request_id": exchange.request_id,
-            "key": exchange.tenant.alias,
-            "model": exchange.model[:128],
-            "endpoint": exchange.endpoint,
-            "priority": exchange.tenant.priority,
-            "stream": exchange.stream,
-            "outcome": outcome,
-            "status": status,
-            "engine": exchange.engine.name if exchange.engine else None,
-            "prompt_tokens": counts.prompt,
-            "cached_tokens": counts.cached,
-            "completion_tokens": counts.completion,
-            "queue_ms": _ms(exchange.queued_seconds),
-            "ttft_ms": _ms(relay.first_at - exchange.arrived) if relay and relay.first_at else None,
-            "duration_ms": _ms(now - exchange.arrived),
-            "bytes_in": exchange.bytes_in,
-            "bytes_out": relay.bytes_out if relay else 0,
-            "retries": exchange.retries,
-        }
-        self._history.add(fields)
+        relay, tenant = exchange.relay, exchange.tenant
+        record = Record(
+            request_id=exchange.request_id,
+            key=tenant.alias,
+            model=exchange.model[:128],
+            endpoint=exchange.endpoint,
+            priority=tenant.priority,
+            stream=exchange.stream,
+            outcome=outcome,
+            status=exchange.status or (status_of(failure) if failure else 200),
+            engine=exchange.engine.name if exchange.engine else None,
+            prompt_tokens=counts.prompt,
+            cached_tokens=counts.cached,
+            completion_tokens=counts.completion,
+            queue_ms=round(exchange.queued_seconds * 1000, 2),
+            ttft_ms=round((relay.first_at - exchange.arrived) * 1000, 2)
+            if relay and relay.first_at
+            else None,
+            duration_ms=round((now - exchange.arrived) * 1000, 2),
+            bytes_in=exchange.bytes_in,
+            bytes_out=relay.bytes_out if relay else 0,
+            retries=exchange.retries,
+        )
+        self._history.add(record)
         if failure is None:
-            if self._records.add(fields):
+            if self._records.add(record):
                 self._loop.call_later(_FLUSH_SECONDS, self._records.flush)
         else:
-            log.info("request", **fields, **({"detail": detail} if detail else {}))
+            log.info("request", **msgspec.structs.asdict(record), **({"detail": detail} if detail else {}))
 
     def close(self) -> None:
         """Write the lines that wait."""
@@ -77,40 +78,34 @@ class Settle:
 
     def _counts(self, exchange: Exchange) -> TokenCounts:
         relay = exchange.relay
-        if relay is None or relay.head is None or relay.head.status != 200:
-            return TokenCounts()
+        if relay is None or not relay.sent_at:
+            return _NOTHING
+        if relay.head is not None and relay.head.status != 200:
+            return _NOTHING
         counts = relay.usage()
         if counts is None:
             # The engine worked on it and did not come to say how much.
-            self._metrics.uncertain_usage.add(exchange.model_label)
+            self._metrics.uncertain_usage.add((exchange.model_label,))
             return TokenCounts(prompt=exchange.prompt_estimate)
         return counts
 
     def _count(self, exchange: Exchange, counts: TokenCounts, outcome: str, now: float) -> None:
         model, alias = exchange.model_label, exchange.tenant.alias
         metrics, relay = self._metrics, exchange.relay
-        metrics.requests.add(model, exchange.endpoint, exchange.tenant.priority, outcome)
-        metrics.request_bytes.add(model, by=exchange.bytes_in)
-        if counts.prompt:
-            metrics.tokens.add(alias, model, "prompt", by=counts.prompt)
-        if counts.cached:
-            metrics.tokens.add(alias, model, "cached", by=counts.cached)
-        if counts.completion:
-            metrics.tokens.add(alias, model, "completion", by=counts.completion)
+        metrics.requests.add((model, exchange.endpoint, exchange.tenant.priority, outcome))
+        metrics.request_bytes.add((model,), exchange.bytes_in)
+        if counts is not _NOTHING:
+            metrics.count_tokens(alias, model, counts.prompt, counts.cached, counts.completion)
         series = exchange.series
         if series is None:
             return
         series.in_flight -= 1
         series.duration.observe(now - exchange.arrived)
         if relay is not None:
-            metrics.response_bytes.add(model, by=relay.bytes_out)
+            metrics.response_bytes.add((model,), relay.bytes_out)
             if relay.first_at:
                 ttft = relay.first_at - exchange.arrived
                 series.ttft.observe(ttft)
                 series.queue.observe(exchange.queued_seconds)
                 engine = relay.first_at - relay.sent_at
                 series.overhead.observe(max(0.0, ttft - engine - exchange.queued_seconds))
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 2)

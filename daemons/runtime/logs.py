@@ -4,7 +4,6 @@ Every record goes through one redaction step: a secret that reaches a logger by 
 """
 
 import contextlib
-import datetime as dt
 import errno
 import fcntl
 import logging
@@ -12,6 +11,7 @@ import os
 import re
 import socket
 import sys
+import time
 import traceback
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -148,21 +148,23 @@ class Records:
 
     def __init__(self, service: str, event: str, stream: TextIO | None = None) -> None:
         renderer, self._sink = _output(service, stream or sys.stderr)
-        self._event = event
-        self._service = service
         self._render = None if isinstance(renderer, _JsonRenderer) else renderer
+        self._event = event
         self._encode = msgspec.json.Encoder(enc_hook=str).encode
+        self._middle = self._encode({"level": "info", "service": service, "event": event})[1:-1]
+        self._second = 0
+        self._stamp = b""
         self._waiting: list[bytes] = []
 
-    def add(self, fields: dict[str, Any]) -> bool:
-        """Take `fields` for the next `flush`; whether it is the first since the last one."""
-        if self._render is not None:
+    def add(self, record: msgspec.Struct) -> bool:
+        """Take `record` for the next `flush`; whether it is the first since the last one."""
+        if self._render is None:
             self._waiting.append(
-                self._render(None, "info", {"level": "info", "event": self._event, **fields})
+                b'{"time":"%b",%b,%b' % (self._now(), self._middle, self._encode(record)[1:])
             )
         else:
-            head = {"time": _now(), "level": "info", "service": self._service, "event": self._event}
-            self._waiting.append(self._encode(head | fields))
+            fields = {"level": "info", "event": self._event, **msgspec.structs.asdict(record)}
+            self._waiting.append(self._render(None, "info", fields))
         return len(self._waiting) == 1
 
     def flush(self) -> None:
@@ -175,9 +177,13 @@ class Records:
             for record in waiting:
                 self._sink.write(record)
 
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    def _now(self) -> bytes:
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+        return b"%b.%03dZ" % (self._stamp, int((now - second) * 1000))
 
 
 def _is_journal(stream: TextIO) -> bool:

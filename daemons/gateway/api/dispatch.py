@@ -16,6 +16,8 @@ from daemons.gateway.api.server import ClientConnection
 from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.metrics import Metrics
 
+_GOOD = ("200",)
+
 Simple = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -52,7 +54,9 @@ class Dispatch:
         try:
             if endpoint is not None:
                 if request.method == "POST":
-                    return await self._inference(request, endpoint, name)
+                    answer = await self._inference(request, endpoint, name)
+                    self._metrics.http_responses.add(_GOOD)
+                    return answer
                 preflight = self._cors.preflight(request)
                 if preflight is not None:
                     return preflight
@@ -62,7 +66,7 @@ class Dispatch:
             answer = self._refuse(request, error, form)
         answer.headers["X-Request-Id"] = name
         answer.headers.update(self._cors.lines(request))
-        self._metrics.http_responses.add(str(answer.status))
+        self._metrics.http_responses.add((str(answer.status),))
         return answer
 
     async def _other(self, request: BaseRequest, path: str) -> web.StreamResponse:
@@ -77,7 +81,7 @@ class Dispatch:
 
     def _refuse(self, request: BaseRequest, error: ApiError, form: Form) -> web.Response:
         if error.code is ErrorCode.INVALID_API_KEY:
-            self._metrics.auth_failures.add(error.code.value)
+            self._metrics.auth_failures.add((error.code.value,))
         answer = web.Response(
             status=error.status, body=form.body(error), headers=error.headers, content_type="application/json"
         )

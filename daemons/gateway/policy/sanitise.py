@@ -50,8 +50,7 @@ class EngineFields:
     store: bool = False
 
 
-@dataclass(slots=True)
-class Sanitised:
+class Sanitised(msgspec.Struct, frozen=True):
     """A request that may go to an engine.
 
     Attributes:

@@ -1,14 +1,14 @@
 """Which engine a request goes to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from daemons.gateway.pool.engine import Engine
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """What a choice of engine may look at.
 
     Attributes:

@@ -72,7 +72,7 @@ class Attempts:
             if other is None or not self._budget.take():
                 return failure
             exchange.retries += 1
-            self._metrics.retries.add(exchange.model_label, failure.value)
+            self._metrics.retries.add((exchange.model_label, failure.value))
             engine.in_flight -= 1
             other.in_flight += 1
             exchange.engine = other

@@ -13,7 +13,12 @@ _MAX_LINE = 4096
 """Bytes of a chunk-size line with its extensions, and of all trailers together."""
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\r\n\0]*)?")
-_HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\r\n\0]*?)[ \t]*")
+_FIELD = (
+    rb"\r\n([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*((?:[^\r\n\0 \t]+(?:[ \t]+[^\r\n\0 \t]+)*)?)[ \t]*(?=\r\n|\Z)"
+)
+_HEADER = re.compile(_FIELD)
+_HEADERS = re.compile(rb"(?:" + _FIELD + rb")*")
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _LENGTH = re.compile(rb"[0-9]{1,15}")
 # Eight digits are 4 GiB; nothing an engine sends in one piece is larger.
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n\0]*)?")
@@ -55,17 +60,17 @@ def parse_head(data: bytes) -> ResponseHead:
     Raises:
         ProtocolError: the head is malformed or ambiguous.
     """
-    lines = data.split(b"\r\n")
-    status = _STATUS.fullmatch(lines[0])
+    end = data.find(b"\r\n")
+    status = _STATUS.fullmatch(data, 0, len(data) if end < 0 else end)
     if status is None:
         raise ProtocolError("malformed status line")
+    rest = b"" if end < 0 else data[end:]
+    if _HEADERS.fullmatch(rest) is None:
+        raise ProtocolError("malformed header line")
     headers: dict[bytes, bytes] = {}
-    for line in lines[1:]:
-        match = _HEADER.fullmatch(line)
-        if match is None:
-            raise ProtocolError("malformed header line")
-        name, value = match.group(1).lower(), match.group(2)
-        if name in headers and name in {b"content-length", b"transfer-encoding"}:
+    for given, value in _HEADER.findall(rest):
+        name = given.lower()
+        if name in headers and name in _FRAMING:
             raise ProtocolError(f"{name.decode()} is given twice")
         headers[name] = value
     code = int(status.group(2))
