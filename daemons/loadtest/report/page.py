@@ -25,7 +25,7 @@ td:first-child,th:first-child{text-align:left}.good{color:var(--good)}.bad{color
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,640px),1fr));gap:1rem}
 figure{margin:0}figcaption{font-weight:600}svg{width:100%;height:auto}svg text{fill:var(--dim);font-size:11px}
 .grid{stroke:var(--grid)}.window{fill:var(--grid);opacity:.45}polyline{fill:none;stroke-width:1.8}
-.key{font-weight:400;font-size:.85rem;margin-left:.8rem}
+.key{font-weight:400;white-space:nowrap;font-size:.85rem;margin-left:.8rem}
 .key::before{content:"";display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.3em}
 """ + "".join(
     f".c{n}{{stroke:var(--c{n})}}.f{n}{{fill:var(--c{n})}}.k{n}::before{{background:var(--c{n})}}"
@@ -172,9 +172,7 @@ def _percentile_plot(latencies: dict[str, Latency], metrics: Sequence[str], titl
         for number, metric in enumerate(metrics)
         if metric in latencies
     ]
-    return line_plot(
-        lines, x_label="one request in", y_label="ms", title=f"{title} (50 %, 90 %, 99 %, …)", log_x=True
-    )
+    return line_plot(lines, x_label="one request in so many is slower", y_label="ms", title=title, log_x=True)
 
 
 def _tail_points(latency: Latency) -> list[Point]:
