@@ -27,6 +27,7 @@ LOCKS = ROOT / "requirements"
 # What a test needs beyond Python, the package of Debian that brings it, and what goes untested without it.
 PROGRAMS = (
     ("gcc", "gcc libc6-dev", "the GPU exporter against a fake NVML, the load tester against its mock engine"),
+    ("curl", "curl", "the curl example of earlier releases"),
     ("promtool", "prometheus", "metric names and alert rules as Prometheus sees them"),
     ("nginx", "nginx-light", "TLS in front of the gateway"),
     ("chromium", "chromium", "the load tester's HTML report in a browser"),
