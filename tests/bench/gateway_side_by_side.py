@@ -1,0 +1,354 @@
+"""The gateway beside nginx, the Rust routers and a plain aiohttp proxy, before the same mock engine.
+
+    python tests/bench/gateway_side_by_side.py [--rounds 5] [--seconds 5] [--routers FOLDER] [--hold SECONDS]
+
+Prints the table and writes `RESULTS.md` beside this file. On a busy machine trust the ratios of one run, and
+of them CPU time: user and system time of a peer with all its processes. FOLDER holds virtual environments
+named `vllm-router` and `sglang-router`; a peer that is not there, or does not start, is named as missing. All
+traffic is loopback.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tests.support.mock_engine import MockEngine
+
+HERE = Path(__file__).parent
+TICK = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+Command = Callable[[int, int, Path], list[str]]
+
+
+class NotServingError(Exception):
+    """A peer does not answer."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """A load, and the engine behind it (times in microseconds)."""
+
+    name: str
+    mode: str
+    connections: int
+    first_us: int
+    token_us: int
+
+
+LOADS = (Load("json", "json", 32, 0, 0), Load("paced", "stream", 256, 20_000, 20_000))
+TOKENS = 64
+PROMPT = 600
+
+
+def nginx(port: int, upstream: int, folder: Path) -> list[str]:
+    """nginx without buffering, one process."""
+    temporary = " ".join(
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    config = f"""daemon off; master_process off; pid {folder}/pid; error_log stderr crit;
+worker_rlimit_nofile 16384; events {{ worker_connections 8192; }}
+http {{ access_log off; keepalive_requests 100000000; client_body_buffer_size 1m; {temporary}
+upstream engine {{ server 127.0.0.1:{upstream}; keepalive 1024; }}
+server {{ listen 127.0.0.1:{port} backlog=4096;
+location / {{ proxy_pass http://engine; proxy_http_version 1.1;
+proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 600s; }} }} }}"""
+    (folder / "nginx.conf").write_text(config)
+    return ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")]
+
+
+def gateway(port: int, upstream: int, folder: Path) -> list[str]:
+    """Ours, with everything on: keys, policy, usage, metrics, a log line for each request."""
+    (folder / "keys.d").mkdir()
+    digest = hashlib.sha256(b"k").hexdigest()
+    (folder / "keys.d" / "bench.yaml").write_text(f'name: bench\nsecrets: ["sha256:{digest}"]\n')
+    engine = f'{{name: e, url: "http://127.0.0.1:{upstream}", models: [bench], max_in_flight: 10000}}'
+    config = f"listen: {{port: {port}}}\nmetrics: {{port: 0}}\nengines: [{engine}]\n"
+    (folder / "gateway.yaml").write_text(config)
+    return [sys.executable, "-m", "daemons.gateway", "--config", str(folder / "gateway.yaml")]
+
+
+def plain(port: int, upstream: int, _: Path) -> list[str]:
+    """The obvious proxy."""
+    return [sys.executable, str(HERE / "plain_aiohttp.py"), str(port), str(upstream)]
+
+
+def router(folder: Path, module: list[str]) -> Command:
+    """One of the Rust routers, from its environment."""
+
+    def command(port: int, upstream: int, _: Path) -> list[str]:
+        options = [
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--policy",
+            "round_robin",
+            "--log-level",
+            "error",
+        ]
+        options += ["--worker-urls", f"http://127.0.0.1:{upstream}", "--max-concurrent-requests", "100000"]
+        return [str(folder / "bin" / module[0]), *module[1:], *options, "--prometheus-port", str(free_port())]
+
+    return command
+
+
+def peers(routers: Path | None) -> tuple[dict[str, Command], list[str]]:
+    """The peers that are here, and the names of those that are not."""
+    found: dict[str, Command] = {"gateway": gateway}
+    missing = []
+    if shutil.which("nginx"):
+        found["nginx"] = nginx
+    else:
+        missing.append("nginx")
+    for name, module in (
+        ("vllm-router", ["vllm-router"]),
+        ("sglang-router", ["python", "-m", "sglang_router.launch_router"]),
+    ):
+        if routers is not None and (routers / name / "bin" / module[0]).exists():
+            found[name] = router(routers / name, module)
+        else:
+            missing.append(name)
+    found["plain aiohttp"] = plain
+    return found, missing
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+    return port
+
+
+def family(pid: int) -> list[int]:
+    """`pid` and its descendants."""
+    found = [pid]
+    with suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            for child in (thread / "children").read_text().split():
+                found += family(int(child))
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a peer with all its processes."""
+    ticks = 0
+    for member in family(pid):
+        with suppress(OSError):
+            fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / TICK
+
+
+def resident(pid: int) -> float:
+    """Resident memory of a peer with all its processes, in MB."""
+    pages = 0
+    for member in family(pid):
+        with suppress(OSError):
+            pages += int(Path(f"/proc/{member}/statm").read_text().split()[1])
+    return pages * PAGE / 1e6
+
+
+def wait_for(port: int) -> None:
+    """Until the peer answers a request."""
+    body = json.dumps({"model": "bench", "messages": [], "max_tokens": 1}).encode()
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer k"}
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    ends = time.monotonic() + 60
+    while time.monotonic() < ends:
+        with suppress(OSError), urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=5):
+            return
+        time.sleep(0.1)
+    raise NotServingError
+
+
+@contextmanager
+def serving(command: Command, upstream: int) -> Iterator[tuple[int, int]]:
+    """A running peer: its port and its process id."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(command(port, upstream, folder), stdout=log, stderr=log)
+        try:
+            wait_for(port)
+            yield port, process.pid
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def client(binary: Path, port: int, load: Load, seconds: float) -> dict[str, Any]:
+    """Run the load client."""
+    command = [
+        str(binary),
+        str(port),
+        str(load.connections),
+        str(seconds),
+        load.mode,
+        str(TOKENS),
+        str(PROMPT),
+    ]
+    result: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return result
+
+
+def measure(command: Command | None, load: Load, binary: Path, seconds: float) -> dict[str, float]:
+    """One peer under one load; without a command, the engine itself."""
+    with MockEngine(first_us=load.first_us, token_us=load.token_us, tokens=TOKENS) as engine:
+        if command is None:
+            return _figures(client(binary, engine.port, load, seconds), 0.0, 0.0)
+        with serving(command, engine.port) as (port, pid):
+            client(binary, port, load, 1.0)
+            # What the warm-up left unfinished must not be counted.
+            time.sleep(2)
+            before = cpu_seconds(pid)
+            result = client(binary, port, load, seconds)
+            return _figures(result, cpu_seconds(pid) - before, resident(pid))
+
+
+def _figures(result: Mapping[str, Any], cpu: float, memory: float) -> dict[str, float]:
+    return {
+        "req/s": result["good"] / result["seconds"],
+        "bad": result["bad"],
+        "cpu/request": 1e6 * cpu / max(1, result["good"]),
+        "cpu/chunk": 1e6 * cpu / max(1, result["events"]),
+        "ttft p50": result["ttft_ms"][0],
+        "ttft p99": result["ttft_ms"][2],
+        "whole p50": result["whole_ms"][0],
+        "rss": memory,
+    }
+
+
+def hold(binary: Path, seconds: float, streams: int) -> dict[str, float]:
+    """Many streams at once through the gateway: errors, and memory for each after the first ten seconds."""
+    load = Load("hold", "stream", streams, 20_000, 500_000)
+    with (
+        MockEngine(first_us=load.first_us, token_us=load.token_us, tokens=TOKENS) as engine,
+        serving(gateway, engine.port) as (port, pid),
+    ):
+        idle = resident(pid)
+        command = [str(binary), str(port), str(streams), str(seconds), "stream", str(TOKENS), str(PROMPT)]
+        running = subprocess.Popen(command, stdout=subprocess.PIPE)
+        time.sleep(min(10.0, seconds / 2))
+        early = resident(pid)
+        out, _ = running.communicate()
+        late = resident(pid)
+        result = json.loads(out)
+        return {
+            "streams": streams,
+            "seconds": seconds,
+            "bad": result["bad"],
+            "kb/stream": 1000 * (max(early, late) - idle) / streams,
+            "growth_mb": late - early,
+        }
+
+
+def report(
+    rows: Mapping[str, Mapping[str, Mapping[str, float]]], missing: Sequence[str], held: Mapping[str, float]
+) -> str:
+    """The page."""
+    where = f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}"
+    lines = [
+        "# The gateway beside its peers",
+        "",
+        f"Written by `tests/bench/gateway_side_by_side.py` on {datetime.now(UTC):%Y-%m-%d}: {where}.",
+        "Medians of alternating runs. json: 32 connections in a closed loop; paced: 256 streams of 64 tokens",
+        "at 50 tokens/s, the gateway asking for usage in every event and removing it. CPU is user and system",
+        "time of a peer with all its processes.",
+        "",
+        "| peer | json CPU us/request | req/s | paced CPU us/chunk | TTFT p50 / p99 ms | bad | RSS MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, loads in rows.items():
+        one, two = loads["json"], loads["paced"]
+        lines.append(
+            f"| {name} | {one['cpu/request']:.1f} | {one['req/s']:.0f} | {two['cpu/chunk']:.2f} |"
+            f" {two['ttft p50']:.1f} / {two['ttft p99']:.1f} |"
+            f" {one['bad'] + two['bad']:.0f} | {two['rss']:.0f} |"
+        )
+    ours = rows["gateway"]
+    lines += ["", "| the gateway against | CPU per request | CPU per chunk | TTFT p99 |", "|---|---|---|---|"]
+    for name, loads in rows.items():
+        if name not in {"gateway", "engine alone"}:
+            lines.append(
+                f"| {name} | {ours['json']['cpu/request'] / loads['json']['cpu/request']:.2f} x |"
+                f" {ours['paced']['cpu/chunk'] / loads['paced']['cpu/chunk']:.2f} x |"
+                f" {ours['paced']['ttft p99'] - loads['paced']['ttft p99']:+.1f} ms |"
+            )
+    if missing:
+        lines += ["", f"Not here: {', '.join(missing)}."]
+    streams, each = held["streams"], held["kb/stream"]
+    lines += [
+        "",
+        f"{streams:.0f} streams at once for {held['seconds']:.0f} s: {held['bad']:.0f} failed, {each:.0f} KB",
+        f"of memory each, {held['growth_mb']:+.1f} MB from the tenth second to the end.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--routers", type=Path, help="folder with the environments of the Rust routers")
+    parser.add_argument("--hold", type=float, default=60, help="seconds of the test with many streams")
+    parser.add_argument("--streams", type=int, default=4000)
+    options = parser.parse_args()
+    found, missing = peers(options.routers)
+    commands: dict[str, Command | None] = {"engine alone": None, **found}
+    runs: dict[str, dict[str, list[dict[str, float]]]] = {
+        n: {load.name: [] for load in LOADS} for n in commands
+    }
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        binary = Path(name) / "load_client"
+        source = str(HERE / "load_client.c")
+        subprocess.run(["gcc", "-O2", "-std=gnu11", "-o", str(binary), source], check=True)
+        for turn in range(options.rounds):
+            for peer, command in list(commands.items()):
+                try:
+                    for load in LOADS:
+                        got = measure(command, load, binary, options.seconds)
+                        runs[peer][load.name].append(got)
+                        shown = "  ".join(f"{key} {value:.1f}" for key, value in got.items())
+                        print(f"round {turn + 1}  {peer:14s} {load.name:6s} {shown}", flush=True)
+                except NotServingError:
+                    print(f"round {turn + 1}  {peer:14s} does not serve", flush=True)
+                    missing.append(peer)
+                    del commands[peer], runs[peer]
+        held = hold(binary, options.hold, options.streams)
+    rows = {
+        peer: {
+            load: {key: statistics.median(run[key] for run in got) for key in got[0]}
+            for load, got in loads.items()
+        }
+        for peer, loads in runs.items()
+    }
+    page = report(rows, missing, held)
+    (HERE / "RESULTS.md").write_text(page)
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
