@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from daemons.gateway.pool.engine import Engine
     from daemons.gateway.relay.relay import Relay
     from daemons.gateway.tenants.keys import Tenant
+    from daemons.gateway.tenants.reserve import Reservation
 
 
 class Exchange(msgspec.Struct, eq=False):
@@ -30,6 +31,7 @@ class Exchange(msgspec.Struct, eq=False):
         engine: where it went last.
         relay: its answer.
         series: its histograms, which count it as in flight.
+        reservation: what it holds of its key's limits.
         retries: attempts beyond the first.
         status: HTTP status of the answer; 0 while none was sent.
     """
@@ -47,5 +49,6 @@ class Exchange(msgspec.Struct, eq=False):
     engine: Engine | None = None
     relay: Relay | None = None
     series: Series | None = None
+    reservation: Reservation | None = None
     retries: int = 0
     status: int = 0

@@ -29,6 +29,7 @@ from daemons.gateway.settings import GatewaySettings
 from daemons.gateway.settle import Settle
 from daemons.gateway.tenants.authenticate import Authenticator
 from daemons.gateway.tenants.keys import KeyFolder, KeyRing
+from daemons.gateway.tenants.reserve import Concurrency
 from daemons.runtime import metrics as runtime_metrics
 from daemons.runtime.control import EngineReport
 from daemons.runtime.http import serving
@@ -80,6 +81,7 @@ class Gateway(Daemon):
         stages = Stages(
             authenticate=authenticate,
             policy=Policy(self._settings.policy, self._salt, self._pool.media_hosts),
+            limits=Concurrency(),
             pool=self._pool,
             admission=self._admission,
             attempts=Attempts(self._pool, self._metrics, RetryBudget()),

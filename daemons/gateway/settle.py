@@ -40,6 +40,10 @@ class Settle:
         outcome = failure.value if failure else "ok"
         counts = self._counts(exchange)
         self._count(exchange, counts, outcome, now)
+        if exchange.reservation is not None:
+            exchange.reservation.settle(counts)
+        if failure is ErrorCode.RATE_LIMIT_EXCEEDED:
+            self._metrics.rate_limited.add((exchange.tenant.alias, failure.value))
         for bill in self._bills:
             bill(exchange, counts, outcome)
         relay, tenant = exchange.relay, exchange.tenant

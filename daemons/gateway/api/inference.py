@@ -28,6 +28,7 @@ from daemons.gateway.settings import PRIORITIES, GatewaySettings, Priority, Time
 from daemons.gateway.settle import Settle
 from daemons.gateway.tenants.authenticate import Authenticator
 from daemons.gateway.tenants.keys import Tenant
+from daemons.gateway.tenants.reserve import Limits
 
 _KEEP, _CLOSE = Written(keep_alive=True), Written(keep_alive=False)
 
@@ -38,6 +39,7 @@ class Stages:
 
     authenticate: Authenticator
     policy: Policy
+    limits: Limits
     pool: Pool
     admission: Admission
     attempts: Attempts
@@ -80,6 +82,10 @@ class Inference:
         except asyncio.CancelledError:
             failure = ErrorCode.CLIENT_GONE
             raise
+        except ConnectionError:
+            # While its body was still being read.
+            failure = ErrorCode.CLIENT_GONE
+            raise
         except ApiError as error:
             failure = error.code
             exchange.status = error.status
@@ -99,6 +105,7 @@ class Inference:
         series = self._stages.metrics.series(exchange.model, endpoint.name, exchange.tenant.priority)
         series.in_flight += 1
         exchange.series = series
+        exchange.reservation = self._stages.limits.reserve(exchange.tenant, asked_for.prompt_tokens)
         asked = Asked(
             model=asked_for.model,
             tenant=exchange.tenant.alias,

@@ -18,7 +18,7 @@ from tests.support.fake_engine import (
     event,
     usage,
 )
-from tests.support.gateway import KEY, Running, gateway
+from tests.support.gateway import KEY, Running, gateway, write_key
 
 OK = 'llm_gateway_requests_total{class="default",endpoint="chat",model="m",outcome="ok"}'
 
@@ -325,6 +325,29 @@ async def test_a_full_queue_says_when_to_come_back_and_a_leaver_frees_his_place(
         release.set()
         assert {(await first).status, (await third).status} == {200}
         assert len(engine.calls) == 2
+
+
+async def test_a_key_has_no_more_requests_in_flight_than_it_may(tmp_path: Path) -> None:
+    release = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await release.wait()
+        await answer_chat(call)
+
+    await asyncio.to_thread(write_key, tmp_path / "keys.d", "team", limits={"concurrency": 2})
+    async with FakeEngine(script) as engine, gateway(tmp_path, engine.url) as running:
+        asking = [asyncio.create_task(running.chat()) for _ in range(2)]
+        await _until(lambda: len(engine.calls) == 2)
+        refused = await running.chat()
+        assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
+        asking[0].cancel()
+        await _until(
+            lambda: not _idle(running) and sum(e.in_flight for e in running.gateway._pool.engines) == 1
+        )
+        third = asyncio.create_task(running.chat())
+        await _until(lambda: len(engine.calls) == 3)
+        release.set()
+        assert {(await asking[1]).status, (await third).status} == {200}
 
 
 async def test_without_a_living_engine_the_answer_is_quick_and_true(tmp_path: Path) -> None:
