@@ -40,13 +40,17 @@ if ! [ -x "$folder/bin/python" ] || ! recent "$folder/bin/python"; then
 fi
 
 total=$(grep -c '==' "$lock")
-"$folder/bin/python" -m pip install --no-deps --require-hashes --no-color --progress-bar off -r "$lock" 2>&1 |
+{
+    "$folder/bin/python" -m pip install --no-deps --require-hashes --no-color --progress-bar off -r "$lock" 2>&1
+    echo $? >"$folder/.pip-status"
+} |
     tee "$log" | awk -v total="$total" -v tty="$([ -t 2 ] && echo 1)" '
         /^(Collecting|Requirement already satisfied:) / {
             n++; split($0, w, /[ :=]+/)
             if (tty) printf "\r\033[Kinstalling the daemons: %d/%d", n, total > "/dev/stderr"
         }
         END { if (tty) printf "\r\033[K" > "/dev/stderr" }'
+[ "$(cat "$folder/.pip-status")" = 0 ] || no_network
 "$folder/bin/python" -m pip install --quiet --no-deps --no-build-isolation --no-index -e . >>"$log" 2>&1 ||
     no_network
 rm -f "$log"

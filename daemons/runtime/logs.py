@@ -29,7 +29,7 @@ JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
 LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 """Level names and their syslog priorities."""
 
-_SECRET_KEYS = re.compile(r"(?i)^(x[-_])?(authorization|api[-_]?key|password|secret|token|credential)$")
+_SECRET_KEYS = re.compile(r"(?i)(^|[-_])(authorization|api[-_]?key|password|secret|token|credential)$")
 _SECRET_VALUES = re.compile(r"(?i)\b(bearer\s+)[^\s\"',]+|\b(sk-|hf_)[A-Za-z0-9_\-]{6,}")
 _REDACTED = "[redacted]"
 
@@ -214,20 +214,23 @@ def redact(text: str) -> str:
 
 def _redact(_: Any, __: str, event: Event) -> Event:
     for key, value in event.items():
-        event[key] = _REDACTED if _SECRET_KEYS.match(key) else _clean(value)
+        event[key] = _REDACTED if _SECRET_KEYS.search(key) else _clean(value)
     return event
 
 
 def _clean(value: Any) -> Any:
     if isinstance(value, str):
-        return redact(value)
+        # A lone surrogate (an undecodable byte of a path) cannot be encoded by any renderer.
+        return redact(value.encode("utf-8", "replace").decode())
     if isinstance(value, SecretStr):
         return _REDACTED
     if isinstance(value, dict):
-        return {k: _REDACTED if _SECRET_KEYS.match(str(k)) else _clean(v) for k, v in value.items()}
+        return {k: _REDACTED if _SECRET_KEYS.search(str(k)) else _clean(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(item) for item in value]
-    return value
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return redact(str(value))
 
 
 class _JsonRenderer:

@@ -94,6 +94,9 @@ def parse(text: str, path: Path, model: type[SettingsT]) -> SettingsT:
         raise ConfigError([Fault(path, "", f"not valid YAML: {error.problem}", line)]) from None
     except yaml.YAMLError as error:
         raise ConfigError([Fault(path, "", f"not valid YAML: {' '.join(str(error).split())}")]) from None
+    except (ValueError, TypeError, RecursionError) as error:
+        # PyYAML's constructors raise these for an impossible date, a key that is a list, and deep nesting.
+        raise ConfigError([Fault(path, "", f"a value cannot be read: {error}")]) from None
     if not isinstance(data, dict):
         raise ConfigError([Fault(path, "", "expected a mapping of keys to values", 1)])
     try:

@@ -4,7 +4,7 @@ import asyncio
 import random
 import re
 
-from aiohttp import hdrs, web
+from aiohttp import StreamReader, hdrs, web
 from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDictProxy, istr
 
@@ -66,18 +66,28 @@ async def read_body(request: BaseRequest, limit: int, seconds: float) -> bytes:
     payload = request.content
     if payload.is_eof():
         # The common case: it came in one piece with the headers.
-        return payload.read_nowait()
+        body = payload.read_nowait()
+        if len(body) > limit:
+            raise too_large(limit)
+        return body
     try:
         async with asyncio.timeout(seconds):
-            return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise too_large(limit) from None
+            return await _read_at_most(payload, limit)
     except TimeoutError:
         raise ApiError(
             ErrorCode.REQUEST_TIMEOUT, f"The request body did not arrive within {seconds:g} s."
         ) from None
     except web.RequestPayloadError as error:
         raise ApiError(ErrorCode.INVALID_HTTP, f"The request body is malformed: {error}") from None
+
+
+async def _read_at_most(payload: StreamReader, limit: int) -> bytes:
+    body = bytearray()
+    while not payload.at_eof():
+        body += await payload.readany()
+        if len(body) > limit:
+            raise too_large(limit)
+    return bytes(body)
 
 
 def too_large(limit: int) -> ApiError:

@@ -37,7 +37,7 @@ class Screen:
 
     def line(self, text: str, style: str = "") -> None:
         """One line of its own."""
-        self.console.print(text, style=style, highlight=False, soft_wrap=True)
+        self.console.print(text, style=style, highlight=False, soft_wrap=True, markup=False)
 
 
 class _PlainStep:

@@ -33,7 +33,7 @@ class Stack:
         become_subreaper()
         loop = asyncio.get_running_loop()
         impatient = asyncio.Event()
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(signum, self._on_signal, impatient)
         tasks = [asyncio.create_task(service.run(), name=service.unit.name) for service in self.services]
         try:
@@ -46,7 +46,7 @@ class Stack:
             hurry.cancel()
             kill_orphans(keep=())
             await asyncio.gather(*tasks, return_exceptions=True)
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.remove_signal_handler(signum)
 
     async def until_ready(self) -> bool:
@@ -93,20 +93,22 @@ class Stack:
 
 def failure_of(service: Service) -> Fatal:
     """Why `service` failed, in its own last words."""
-    words = last_words(service.unit.log) or service.status
+    words = last_words(service.unit.log, service.log_offset) or service.status
     code = EXIT_CONFIG if service.exit_status == EXIT_CONFIG else 1
     return Fatal(f"{service.unit.name}: {words} (log: {service.unit.log})", code)
 
 
-def last_words(log: Path) -> str:
-    """The critical records at the end of a daemon's JSON log, else its last line whatever that is."""
+def last_words(log: Path, offset: int) -> str:
+    """The critical records of a daemon's JSON log from `offset` on, else the last line whatever that is."""
     words: list[str] = []
     lines: list[str] = []
     with contextlib.suppress(OSError):
-        lines = log.read_text(errors="replace").splitlines()[-200:]
+        with log.open("rb") as file:
+            file.seek(offset)
+            lines = file.read().decode(errors="replace").splitlines()
         for line in lines:
             with contextlib.suppress(ValueError, AttributeError):
                 record = json.loads(line)
-                if record.get("level") == "critical" and record.get("event") not in words:
-                    words.append(record["event"])
+                if record.get("level") == "critical" and str(record.get("event")) not in words:
+                    words.append(str(record.get("event")))
     return "; ".join(words) or (lines[-1] if lines else "")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from daemons.llmctl.up.notifications import Message, receiving
 from daemons.llmctl.up.processes import die_with_parent, kill_orphans, kill_tree, place_listen_fds
-from daemons.runtime.errors import EXIT_CONFIG
+from daemons.runtime.errors import EXIT_CONFIG, describe_os_error
 from daemons.runtime.notify import child_environment
 
 # systemd sets LISTEN_PID and WATCHDOG_PID between fork and exec; this shell does the same with its own pid.
@@ -63,6 +63,7 @@ class Service:
 
     Attributes:
         state: where it is.
+        log_offset: where in the log the current life of the process begins.
         exit_status: of the last main process that ended; negative for a signal.
         status: the last ``STATUS=`` line, or what the manager has to say.
         settled: set once the service has become active or has failed for good.
@@ -75,6 +76,7 @@ class Service:
         self.state = State.INACTIVE
         self.status = ""
         self.exit_status: int | None = None
+        self.log_offset = 0
         self.settled = asyncio.Event()
         self._on_change = on_change
         self._mains = mains
@@ -84,12 +86,14 @@ class Service:
 
     async def run(self) -> None:
         """Keep the unit running until it fails for good; when cancelled, stop it."""
-        with receiving(self._notify_path, self._receive):
-            try:
+        try:
+            with receiving(self._notify_path, self._receive):
                 while await self._run_once():  # noqa: ASYNC110 - RestartSec= is a pause, not a poll
                     await asyncio.sleep(self.unit.restart_sec)
-            finally:
-                self.settled.set()
+        except OSError as error:
+            self._become(State.FAILED, describe_os_error(error, "run it"))
+        finally:
+            self.settled.set()
 
     async def _run_once(self) -> bool:
         """One life of the process; returns whether another may follow."""
@@ -129,6 +133,7 @@ class Service:
             place_listen_fds(fds)
 
         with unit.log.open("ab", buffering=0) as log:
+            self.log_offset = log.tell()
             return await asyncio.create_subprocess_exec(
                 *("/bin/sh", "-c", _EXEC_AS_MAIN_PID, "sh", *unit.command),
                 stdin=subprocess.DEVNULL,

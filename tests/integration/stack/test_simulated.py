@@ -77,6 +77,12 @@ def test_bad_input_is_a_clear_error_in_the_openai_form(
     assert isinstance(error["code"], str)
 
 
+def test_a_body_of_several_megabytes_is_taken(simulated: Up) -> None:
+    big = CHAT | {"user": "x" * (2 * 1024 * 1024)}
+    status, answer, _ = _send(simulated, "/v1/chat/completions", json.dumps(big).encode())
+    assert status == 200, answer
+
+
 def test_both_key_headers_are_accepted(simulated: Up) -> None:
     for headers in ({"Authorization": "Bearer dev-key-1"}, {"Authorization": "", "X-API-Key": "dev-key-1"}):
         status, answer, _ = _send(

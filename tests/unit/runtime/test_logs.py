@@ -55,10 +55,13 @@ def test_secrets_are_not_rendered(stream: TextIO) -> None:
         api_key="k1-plain",
         headers={"Authorization": "Bearer abc.def", "list": ["hf_abcdefghij"]},
         wrapped=SecretStr("k2-wrapped"),
+        error=ValueError("Bearer k3-inexception"),
+        hf_token="k4-named",
+        path="/\udcff",
     )
     stream.seek(0)
     text = stream.read()
-    for secret in ("abc.def", "verysecretkey", "k1-plain", "abcdefghij", "k2-wrapped"):
+    for secret in ("abc.def", "verysecretkey", "k1-plain", "abcdefghij", "k2-wrapped", "k3-in", "k4-named"):
         assert secret not in text
     assert text.count("[redacted]") >= 5
 

@@ -62,6 +62,8 @@ def test_every_fault_is_reported_with_its_line_and_key() -> None:
     [
         ("a: [1", "example.yaml:1: not valid YAML"),
         ("listen: {}\nlisten: {}\n", "example.yaml:2: not valid YAML: the key 'listen' is given twice"),
+        ("name: 2027-02-30T00:00:00Z\n", "example.yaml: a value cannot be read"),
+        ("{[a]: b}\n", "example.yaml: a value cannot be read"),
         ("- 1\n", "example.yaml:1: expected a mapping of keys to values"),
         ("a: !!python/object:os.system x\n", "example.yaml:1: not valid YAML"),
     ],
