@@ -80,7 +80,7 @@ async def running(tmp_path: Path, engine: FakeEngine) -> AsyncIterator[Master]:
     finally:
         if process.returncode is None:
             process.terminate()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 await process.wait()
 
 
@@ -137,7 +137,7 @@ async def test_a_reload_refuses_nobody_and_breaks_no_stream(tmp_path: Path) -> N
             assert before < master.workers()
             go_on.set()
             assert (await stream.content.read()).endswith(b"data: [DONE]\n\n")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while before & master.workers():
                 await asyncio.sleep(0.02)
         stop.set()
@@ -180,7 +180,7 @@ async def test_no_process_is_left(tmp_path: Path) -> None:
     async with FakeEngine(answer_chat) as engine, running(tmp_path, engine) as master:
         workers = master.workers()
         master.process.terminate()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             assert await master.process.wait() == 0
         assert not [pid for pid in workers if alive(pid)]
 
@@ -189,7 +189,7 @@ async def test_a_worker_does_not_outlive_a_killed_master(tmp_path: Path) -> None
     async with FakeEngine(answer_chat) as engine, running(tmp_path, engine) as master:
         (worker,) = master.workers()
         master.process.kill()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await master.process.wait()
             while alive(worker):
                 await asyncio.sleep(0.02)
