@@ -129,6 +129,8 @@ class Host:
             ["nsenter", "-t", str(leader), "-a", "-r", "-w", "--", *command],
             capture_output=True,
             text=True,
+            # The journal may hold anything.
+            errors="replace",
             check=False,
             timeout=timeout,
             input=stdin,
