@@ -12,8 +12,11 @@ import pytest
 from daemons.loadtest.measure.compare import load_result
 from daemons.loadtest.measure.results import Result
 
-if shutil.which("gcc") is None:
-    pytest.skip("the mock engine needs a C compiler: install gcc and libc6-dev", allow_module_level=True)
+
+@pytest.fixture(autouse=True)
+def _compiler() -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("the mock engine needs a C compiler: install gcc and libc6-dev")
 
 
 class Outcome:
