@@ -1,6 +1,5 @@
 """Sending a request to an engine, and once more to another where that can still help."""
 
-import asyncio
 from time import monotonic
 
 from daemons.gateway.errors import ErrorCode
@@ -57,12 +56,11 @@ class Attempts:
         `exchange.engine` and the place it holds when another engine takes over.
         """
         self._budget.request()
-        loop = asyncio.get_running_loop()
         tried: list[Engine] = []
         while True:
             engine = exchange.engine
             assert engine is not None  # noqa: S101 - the caller admitted it
-            failure = await self._attempt(engine, relay, asked, request_head, loop)
+            failure = await self._attempt(engine, relay, asked, request_head)
             if failure not in _RETRYABLE or relay.answered:
                 return failure
             tried.append(engine)
@@ -78,7 +76,7 @@ class Attempts:
             exchange.engine = other
 
     async def _attempt(
-        self, engine: Engine, relay: Relay, asked: Asked, request_head: bytes, loop: asyncio.AbstractEventLoop
+        self, engine: Engine, relay: Relay, asked: Asked, request_head: bytes
     ) -> ErrorCode | None:
         request = b"POST %b%b%bContent-Length: %d\r\n\r\n%b" % (
             engine.prefix,

@@ -13,9 +13,7 @@ _MAX_LINE = 4096
 """Bytes of a chunk-size line with its extensions, and of all trailers together."""
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\r\n\0]*)?")
-_FIELD = (
-    rb"\r\n([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*((?:[^\r\n\0 \t]+(?:[ \t]+[^\r\n\0 \t]+)*)?)[ \t]*(?=\r\n|\Z)"
-)
+_FIELD = rb"\r\n([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\r\n\0]*)"
 _HEADER = re.compile(_FIELD)
 _HEADERS = re.compile(rb"(?:" + _FIELD + rb")*")
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
@@ -72,7 +70,7 @@ def parse_head(data: bytes) -> ResponseHead:
         name = given.lower()
         if name in headers and name in _FRAMING:
             raise ProtocolError(f"{name.decode()} is given twice")
-        headers[name] = value
+        headers[name] = value.strip(b" \t")
     code = int(status.group(2))
     length = _body_length(code, headers)
     connection = headers.get(b"connection", b"").lower()

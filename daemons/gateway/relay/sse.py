@@ -16,7 +16,7 @@ MAX_EVENT = 16 * 1024 * 1024
 
 # Quotes inside JSON strings are escaped, so that these bytes can only be a key of the event itself.
 _USAGE_KEY = b',"usage":{'
-_USAGE = re.compile(rb',"usage":(\{(?:[^{}]|\{[^{}]*\})*\})')
+_USAGE = re.compile(rb',"usage":(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _EMPTY_CHOICES = b'"choices":[]'
 
 
@@ -196,7 +196,7 @@ class NamedFilter(EventFilter):
         return TokenCounts(latest.prompt, latest.cached, max(latest.completion, self._pieces))
 
 
-_ANY_USAGE = re.compile(rb'"usage":(\{(?:[^{}]|\{[^{}]*\})*\})')
+_ANY_USAGE = re.compile(rb'"usage":(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 
 
 def responses_filter() -> NamedFilter:
