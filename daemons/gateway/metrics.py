@@ -51,7 +51,17 @@ class Histogram:
 class Series:
     """The histograms of one model, endpoint and class; the `Observer` of its relays."""
 
-    __slots__ = ("duration", "engine_ttft", "in_flight", "inter_token", "overhead", "queue", "ttft")
+    __slots__ = (
+        "duration",
+        "engine_ttft",
+        "first",
+        "gap",
+        "in_flight",
+        "inter_token",
+        "overhead",
+        "queue",
+        "ttft",
+    )
 
     def __init__(self) -> None:
         self.ttft = Histogram(SECONDS)
@@ -61,14 +71,8 @@ class Series:
         self.inter_token = Histogram(SHORT)
         self.duration = Histogram(SECONDS)
         self.in_flight = 0
-
-    def first(self, seconds: float) -> None:
-        """The engine's part of the time to first token."""
-        self.engine_ttft.observe(seconds)
-
-    def gap(self, seconds: float) -> None:
-        """Time between two pieces of an answer."""
-        self.inter_token.observe(seconds)
+        self.first = self.engine_ttft.observe
+        self.gap = self.inter_token.observe
 
 
 class Counter(dict[tuple[str, ...], float]):

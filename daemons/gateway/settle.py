@@ -60,11 +60,9 @@ class Settle:
             prompt_tokens=counts.prompt,
             cached_tokens=counts.cached,
             completion_tokens=counts.completion,
-            queue_ms=round(exchange.queued_seconds * 1000, 2),
-            ttft_ms=round((relay.first_at - exchange.arrived) * 1000, 2)
-            if relay and relay.first_at
-            else None,
-            duration_ms=round((now - exchange.arrived) * 1000, 2),
+            queue_ms=_ms(exchange.queued_seconds),
+            ttft_ms=_ms(relay.first_at - exchange.arrived) if relay and relay.first_at else None,
+            duration_ms=_ms(now - exchange.arrived),
             bytes_in=exchange.bytes_in,
             bytes_out=relay.bytes_out if relay else 0,
             retries=exchange.retries,
@@ -113,3 +111,8 @@ class Settle:
                 series.queue.observe(exchange.queued_seconds)
                 engine = relay.first_at - relay.sent_at
                 series.overhead.observe(max(0.0, ttft - engine - exchange.queued_seconds))
+
+
+def _ms(seconds: float) -> float:
+    """Milliseconds, to the microsecond."""
+    return int(seconds * 1e6) / 1000

@@ -10,6 +10,7 @@ from functools import lru_cache
 MAX_HEAD = 65536
 """Bytes of a response head."""
 _MAX_LINE = 4096
+_SMALL = 512
 """Bytes of a chunk-size line with its extensions, and of all trailers together."""
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\r\n\0]*)?")
@@ -58,6 +59,10 @@ def parse_head(data: bytes) -> ResponseHead:
     Raises:
         ProtocolError: the head is malformed or ambiguous.
     """
+    return _parse_known(data) if len(data) < _SMALL else _parse(data)
+
+
+def _parse(data: bytes) -> ResponseHead:
     end = data.find(b"\r\n")
     status = _STATUS.fullmatch(data, 0, len(data) if end < 0 else end)
     if status is None:
@@ -76,6 +81,10 @@ def parse_head(data: bytes) -> ResponseHead:
     connection = headers.get(b"connection", b"").lower()
     keep_alive = b"close" not in connection and (status.group(1) == b"1" or b"keep-alive" in connection)
     return ResponseHead(code, headers, length, keep_alive)
+
+
+# An engine's streams begin with the same bytes within the same second, many times over.
+_parse_known = lru_cache(maxsize=512)(_parse)
 
 
 def _body_length(status: int, headers: dict[bytes, bytes]) -> int | None:
