@@ -53,19 +53,6 @@ class Observer(Protocol):
         """The run is over."""
 
 
-class Silent:
-    """An observer that shows nothing."""
-
-    def begin(self, types: Sequence[str]) -> None:
-        """See `Observer`."""
-
-    def progress(self, records: Records, progress: Progress) -> None:
-        """See `Observer`."""
-
-    def end(self) -> None:
-        """See `Observer`."""
-
-
 class Job(msgspec.Struct, kw_only=True):
     """What a run needs beyond its plan. `secrets` are API keys in the order of the plan's keys."""
 

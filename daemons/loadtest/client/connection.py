@@ -48,7 +48,6 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass
-        self._pool.open_connections += 1
 
     def send(self, exchange: Exchange, head_and_body: tuple[bytes, bytes]) -> None:
         """Begin `exchange`; the connection must be idle."""
@@ -100,7 +99,6 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._transport = None
-        self._pool.open_connections -= 1
         exchange = self._exchange
         if exchange is None:
             self._pool.forget(self)
@@ -157,7 +155,6 @@ class Pool:
         self, target: Target, secrets: list[str], connect_timeout: float, finished: Finished
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.open_connections = 0
         self.under_way: dict[Exchange, Connection | asyncio.Task[None]] = {}
         self._target = target
         self._ssl = ssl.create_default_context() if target.tls else None

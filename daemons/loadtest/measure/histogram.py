@@ -58,14 +58,6 @@ class Histogram:
         self.sum += added
         self.max = largest
 
-    def merge(self, other: "Histogram") -> None:
-        """Add the counts of `other`."""
-        for index, count in other.counts.items():
-            self.counts[index] = self.counts.get(index, 0) + count
-        self.total += other.total
-        self.sum += other.sum
-        self.max = max(self.max, other.max)
-
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(sorted(self.counts.items()))
 

@@ -8,8 +8,6 @@ import msgspec
 SCHEMA = 1
 """Version of the saved form; `compare` refuses another."""
 PERCENTS = (50.0, 90.0, 95.0, 99.0)
-METRICS = ("ttft", "itl", "tpot", "e2e", "normalised", "ttft_from_send", "e2e_from_send")
-"""Latencies; without a suffix they count from the intended start."""
 
 
 class Latency(msgspec.Struct, kw_only=True):

@@ -1,7 +1,7 @@
 """Percentiles with confidence, warm-up detection and trends. Pure functions on sequences."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from math import ceil, isfinite, sqrt
 from operator import mul
@@ -133,12 +133,9 @@ def trend(series: Sequence[float]) -> float:
     return (score - (score > 0) + (score < 0)) / spread
 
 
-def mean_interval(
-    blocks: Sequence[float], seed: int = 0, of: Callable[[Sequence[float]], float] | None = None
-) -> Interval | None:
+def mean_interval(blocks: Sequence[float], seed: int = 0) -> Interval | None:
     """Bootstrap interval of the mean of `blocks`; None for fewer than 5."""
     if len(blocks) < 5:
         return None
     rng = random.Random(seed)  # noqa: S311 - resampling
-    statistic = of or (lambda values: sum(values) / len(values))
-    return interval([statistic(rng.choices(blocks, k=len(blocks))) for _ in range(RESAMPLES)])
+    return interval([sum(rng.choices(blocks, k=len(blocks))) / len(blocks) for _ in range(RESAMPLES)])

@@ -55,14 +55,6 @@ def test_percentiles_of_a_large_sample_are_within_one_percent_of_exact() -> None
     assert histogram.mean == pytest.approx(sum(values) / len(values), rel=1e-6)
 
 
-@given(st.lists(SECONDS), st.lists(SECONDS))
-def test_merging_is_counting_together(a: list[float], b: list[float]) -> None:
-    merged = Histogram.of(a)
-    merged.merge(Histogram.of(b))
-    together = Histogram.of([*a, *b])
-    assert (merged.counts, merged.total, merged.max) == (together.counts, together.total, together.max)
-
-
 def test_nearest_rank() -> None:
     values = [0.5 + 0.4 * n for n in range(8)]
     assert percentile(values, 99) == values[-1]
