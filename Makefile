@@ -16,7 +16,7 @@ DAEMONS := .venv/.daemons
 DEV := .venv/.dev
 
 .PHONY: help up setup download vllm gateway gpu-exporter monitoring loadtest status stop \
-	test lint e2e soak deploy lock clean
+	test lint e2e soak bench wheel mirror deploy lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,13 +53,25 @@ monitoring: ## not in this release yet
 	@echo "make monitoring: not in this release yet. /metrics are on 9101, 9102 and 9110 while make up runs;" \
 		"a deployed host gets Prometheus and Grafana" >&2; exit 2
 
+wheel: $(DAEMONS) ## build the release that deploy installs into dist/
+	@$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+mirror: $(DEV) ## gather what a deployment downloads into DIR=
+	@test -n "$(DIR)" || { echo "make mirror: say where: make mirror DIR=FOLDER" >&2; exit 2; }
+	@$(BIN)/python ansible/tools/gather_mirror.py "$(DIR)"
+
+bench: $(DEV) ## the gateway and the load tester beside their peers (ROUTERS= folder of the Rust routers)
+	@$(BIN)/python tests/bench/gateway_side_by_side.py $(if $(ROUTERS),--routers "$(ROUTERS)")
+	@$(BIN)/python tests/bench/loadtest_side_by_side.py
+
 deploy: ## deploy to the hosts of INVENTORY=
 	@test -n "$(INVENTORY)" || { echo "make deploy: say where: make deploy INVENTORY=ansible/inventory/..." >&2; exit 2; }
+	@$(MAKE) --no-print-directory wheel
 	@sh scripts/venv.sh .venv-deploy requirements/deploy.txt
 	cd ansible && ../.venv-deploy/bin/ansible-playbook -i "$(abspath $(INVENTORY))" deploy.yml
 
 status: $(DAEMONS) ## say what runs here and how it is
-	@$(LLMCTL) status
+	@$(LLMCTL) status || true
 
 stop: $(DAEMONS) ## end what this checkout started
 	@$(LLMCTL) stop

@@ -170,7 +170,11 @@ class Gateway(Daemon):
     async def _watch_keys(self) -> None:
         while True:
             await asyncio.sleep(_KEYS_INTERVAL)
-            await asyncio.to_thread(self._folder.refresh)
+            try:
+                await asyncio.to_thread(self._folder.refresh)
+            except Exception:
+                # A revoked key must never live on because the watch has ended.
+                log.exception("the key folder could not be read; the last good state stays in force")
 
     async def _sweep(self) -> None:
         """End what takes too long; runs often enough for the shortest timeout."""

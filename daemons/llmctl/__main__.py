@@ -30,8 +30,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run ``llmctl``; returns its exit status."""
     args = _parser().parse_args(argv)
-    logs.configure("llmctl", os.environ.get("LLM_LOG_LEVEL", "warning"))
     try:
+        logs.configure("llmctl", os.environ.get("LLM_LOG_LEVEL", "warning"))
         return int(args.run(args))
     except Fatal as error:
         return _complain(str(error), error.exit_code)

@@ -64,8 +64,10 @@ def _ask_gateway(layout: Layout) -> dict[str, Any]:
 
 
 def _print(parts: dict[str, int | None], answer: dict[str, Any] | None) -> None:
-    table = Table("part", "process", "state", box=None)
+    table = Table("part", "run by", "state", box=None)
     for part, pid in parts.items():
         detail = (answer or {}).get("detail", "") if part == "gateway" else "running"
+        if part == "gateway" and answer and answer["url"]:
+            detail = f"{detail} at {answer['url']}"
         table.add_row(part, str(pid or "-"), detail if pid else "not running")
     Console(highlight=False).print(table)

@@ -44,7 +44,11 @@ def parser(prog: str, description: str, config: Path | None, epilog: str = "") -
 
 def guard(prog: str, log_level: str, main: Callable[[], int]) -> int:
     """Set up logging, run `main`, and turn `Fatal` into one line a fault and its exit status."""
-    logs.configure(prog, log_level)
+    try:
+        logs.configure(prog, log_level)
+    except Fatal as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return error.exit_code
     try:
         return main()
     except Fatal as error:

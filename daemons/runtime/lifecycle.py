@@ -108,6 +108,9 @@ async def _reload_on_request(daemon: Daemon, notifier: Notifier, requested: asyn
             # A broken new configuration leaves the old one in force.
             log.error("reload refused", reason=str(error))
             status = f"reload refused: {error}"
+        except Exception as error:
+            log.exception("reload failed")
+            status = f"reload failed: {error}"
         notifier.ready(status)
 
 

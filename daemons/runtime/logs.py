@@ -21,6 +21,8 @@ import msgspec
 import structlog
 from pydantic import SecretStr
 
+from daemons.runtime.errors import EXIT_CONFIG, Fatal
+
 _JOURNAL_PATIENCE_SEC = 0.05
 
 Event = MutableMapping[str, Any]
@@ -113,7 +115,12 @@ def configure(service: str, level: str = "info", stream: TextIO | None = None) -
         service: the daemon's name, for example ``llm-gateway``; ``SYSLOG_IDENTIFIER`` in the journal.
         level: one of `LEVELS`.
         stream: where lines go when the journal does not take them; standard error by default.
+
+    Raises:
+        Fatal: there is no such level.
     """
+    if level not in LEVELS:
+        raise Fatal(f"no log level is called {level!r}: {', '.join(LEVELS)}", EXIT_CONFIG)
     stream = stream or sys.stderr
     renderer, sink = _output(service, stream)
     structlog.configure(

@@ -58,7 +58,7 @@ def listen_tcp(address: Address, key: str = "listen", backlog: int = 4096) -> so
         family, kind, proto, _, target = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise Fatal(f"{key}: {address.host!r} is no address of this machine ({error})") from None
     sock = socket.socket(family, kind, proto)
     try:

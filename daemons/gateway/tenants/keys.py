@@ -158,6 +158,7 @@ class KeyFolder:
         self._ring = ring
         self._good: dict[Path, KeySettings] = {}
         self._stamps: dict[Path, tuple[int, int, int]] = {}
+        self._refused: set[Path] = set()
 
     def check(self) -> list[KeySettings]:
         """Every key in the folder.
@@ -175,9 +176,11 @@ class KeyFolder:
         stamps = self._scan()
         if stamps == self._stamps:
             return False
-        changed = [path for path, stamp in stamps.items() if self._stamps.get(path) != stamp]
+        # A refused file may be right now without a change of its own: the file that had its name has gone.
+        stale = [p for p, stamp in stamps.items() if p in self._refused or self._stamps.get(p) != stamp]
         self._stamps = stamps
-        keys, faults = self._read(changed)
+        keys, faults = self._read(stale)
+        self._refused = set(stale) - set(keys)
         for fault in faults:
             log.error("key file refused, the last good state stays in force", fault=str(fault))
         self._good = {path: key for path, key in (self._good | keys).items() if path in stamps}

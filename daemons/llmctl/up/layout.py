@@ -1,10 +1,11 @@
 """The files of a local stack: everything under ``.llm/``, except sockets, which need a short path."""
 
 import hashlib
+import json
 import os
 import secrets
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ class Model:
 
     source: str
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the engine of this checkout serves, for a gateway that is started on its own."""
+
+    name: str
+    title: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,7 @@ class Layout:
         self.key_file = self.state / "key"
         self.gateway_config = self.state / "gateway.yaml"
         self.exporter_config = self.state / "gpu-exporter.yaml"
+        self._served_file = self.run / "served.json"
         self.engine_config = self.state / "engines" / f"{ENGINE}.yaml"
         self.sockets = _socket_folder(self.state)
         self.engine_run = self.sockets / ENGINE
@@ -83,7 +93,22 @@ class Layout:
         write_private(self.key_file, f"{key}\n")
         return key
 
-    def write_gateway(self, model: Model, ports: Ports) -> None:
+    def note_served(self, served: Served) -> None:
+        """Remember what the engine serves."""
+        write_private(self._served_file, json.dumps(asdict(served)))
+
+    def served(self) -> Served:
+        """What the engine serves, or served last.
+
+        Raises:
+            Fatal: no engine of this checkout has been started yet.
+        """
+        try:
+            return Served(**json.loads(self._served_file.read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            raise Fatal("no engine of this checkout has been started yet: `make vllm` first") from None
+
+    def write_gateway(self, served: Served, ports: Ports) -> None:
         """The gateway's settings and keys."""
         key = self.key()
         write_yaml(
@@ -96,7 +121,7 @@ class Layout:
                     {
                         "name": ENGINE,
                         "url": f"unix://{self.engine_run}/api.sock",
-                        "models": [model.name, ORIGINAL_ALIAS],
+                        "models": [served.name, ORIGINAL_ALIAS],
                     }
                 ],
             },

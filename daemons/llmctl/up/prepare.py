@@ -10,7 +10,7 @@ import pynvml
 
 from daemons.llmctl.up.host import Host
 from daemons.llmctl.up.installer import find_installer
-from daemons.llmctl.up.layout import Layout, Model
+from daemons.llmctl.up.layout import Model
 from daemons.llmctl.up.models import ensure_smollm2, model_cache
 from daemons.llmctl.up.numa import ensure_libnuma
 from daemons.llmctl.up.screen import Screen
@@ -48,7 +48,7 @@ class Engine:
     settings: dict[str, Any]
 
 
-def prepare(kind: EngineKind, model: str | None, layout: Layout, screen: Screen) -> Engine:
+def prepare(kind: EngineKind, model: str | None, screen: Screen) -> Engine:
     """Make ready what `kind` needs; long work is shown on `screen` and done once.
 
     Args:

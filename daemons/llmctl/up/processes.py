@@ -1,5 +1,6 @@
 """What Linux offers to start children as systemd would and to leave none behind."""
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -55,6 +56,18 @@ def kill_tree(pid: int) -> None:
     for victim in [pid, *descendants_of(pid)]:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(victim, signal.SIGKILL)
+
+
+class MainProcesses:
+    """The main processes of all services of a manager, so that none is taken for another's orphan.
+
+    Attributes:
+        lock: held while a process is born and noted, and while orphans are looked for.
+    """
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.pids: set[int] = set()
 
 
 def kill_orphans(keep: Collection[int]) -> None:

@@ -26,7 +26,7 @@ class Screen:
         with bars.Progress(
             bars.SpinnerColumn(finished_text="[green]✓"),
             bars.TextColumn("{task.description}"),
-            bars.BarColumn(bar_width=24),
+            bars.BarColumn(bar_width=10),
             bars.TextColumn("[dim]{task.fields[phase]}"),
             bars.TimeElapsedColumn(),
             console=self.console,

@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
-from daemons.llmctl.up.processes import become_subreaper, kill_orphans
+from daemons.llmctl.up.processes import MainProcesses, become_subreaper, kill_orphans
 from daemons.llmctl.up.screen import Screen
 from daemons.llmctl.up.units import Service, State, Unit
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
@@ -20,7 +21,7 @@ class Stack:
 
     def __init__(self, units: Sequence[Unit], runtime_dir: Path, screen: Screen) -> None:
         self._screen = screen
-        self._mains: set[int] = set()
+        self._mains = MainProcesses()
         self.services = [Service(unit, runtime_dir, self._mains, self._changed) for unit in units]
         self.interrupted = asyncio.Event()
 
@@ -66,6 +67,19 @@ class Stack:
                     return False
                 if service.state is State.FAILED:
                     raise failure_of(service)
+        return True
+
+    async def unless_interrupted(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Run `work` to its end; False when interrupted first, which cancels it."""
+        working = asyncio.create_task(work)
+        waiting = asyncio.create_task(self.interrupted.wait())
+        await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+            return False
+        await working
         return True
 
     async def until_ended(self) -> None:

@@ -15,7 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from daemons.llmctl.up.notifications import Message, receiving
-from daemons.llmctl.up.processes import die_with_parent, kill_orphans, kill_tree, place_listen_fds
+from daemons.llmctl.up.processes import (
+    MainProcesses,
+    die_with_parent,
+    kill_orphans,
+    kill_tree,
+    place_listen_fds,
+)
 from daemons.runtime.errors import EXIT_CONFIG, describe_os_error
 from daemons.runtime.notify import child_environment
 
@@ -59,7 +65,7 @@ class Service:
 
     A first start that fails is final: whoever sits at the terminal should read why.
 
-    `mains` holds the main processes of all services of this manager, which must be a child subreaper.
+    The manager must be a child subreaper.
 
     Attributes:
         state: where it is.
@@ -70,7 +76,7 @@ class Service:
     """
 
     def __init__(
-        self, unit: Unit, runtime_dir: Path, mains: set[int], on_change: Callable[["Service"], None]
+        self, unit: Unit, runtime_dir: Path, mains: MainProcesses, on_change: Callable[["Service"], None]
     ) -> None:
         self.unit = unit
         self.state = State.INACTIVE
@@ -100,15 +106,16 @@ class Service:
         self._starts.append(time.monotonic())
         self._extend(self.unit.timeout_start_sec)
         self._become(State.STARTING, "starting")
-        process = await self._spawn()
-        self._mains.add(process.pid)
+        async with self._mains.lock:
+            process = await self._spawn()
+            self._mains.pids.add(process.pid)
         try:
             code = await self._wait_within_deadlines(process)
         except asyncio.CancelledError:
             await self._stop(process)
             raise
         finally:
-            self._kill_whole(process)
+            await self._kill_whole(process)
         self.exit_status = code
         if code == EXIT_CONFIG or not self.settled.is_set() or self._start_limit_hit():
             self._become(State.FAILED, f"failed: {describe_exit(code)}")
@@ -193,12 +200,13 @@ class Service:
         ended.cancel()
         self._become(State.INACTIVE, "stopped" if process.returncode in _CLEAN_ENDS else "killed")
 
-    def _kill_whole(self, process: asyncio.subprocess.Process) -> None:
+    async def _kill_whole(self, process: asyncio.subprocess.Process) -> None:
         """``KillMode=control-group``: what the main process left behind ends with it."""
         if process.returncode is None:
             kill_tree(process.pid)
-        self._mains.discard(process.pid)
-        kill_orphans(keep=self._mains)
+        async with self._mains.lock:
+            self._mains.pids.discard(process.pid)
+            kill_orphans(keep=self._mains.pids)
 
     def _extend(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds

@@ -5,9 +5,10 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import aiohttp
 from rich.console import Console
 
 from daemons.llmctl.up import instance
-from daemons.llmctl.up.layout import ENGINE, ORIGINAL_ALIAS, ORIGINAL_KEY, Layout, Ports
-from daemons.llmctl.up.prepare import CHECKOUT, Engine, EngineKind, prepare
+from daemons.llmctl.up.layout import ENGINE, ORIGINAL_ALIAS, ORIGINAL_KEY, Layout, Ports, Served
+from daemons.llmctl.up.prepare import CHECKOUT, EngineKind, prepare
 from daemons.llmctl.up.screen import Screen
 from daemons.llmctl.up.stack import Stack
 from daemons.llmctl.up.units import Unit
@@ -91,6 +92,7 @@ def run_up(args: argparse.Namespace) -> int:
     layout = Layout(args.state)
     parts = args.parts or list(instance.PARTS)
     with contextlib.ExitStack() as held:
+        held.enter_context(_interruptible())
         for part in parts:
             held.enter_context(instance.claim(layout.run, part))
         ports = Ports.around(args.port)
@@ -98,12 +100,38 @@ def run_up(args: argparse.Namespace) -> int:
         held.callback(sockets.close_all, gateway_sockets.values())
         if gateway_sockets:
             instance.write_url(layout.run, f"http://127.0.0.1:{port_of(gateway_sockets['http'])}")
-        engine = prepare(EngineKind(args.engine), args.model, layout, screen)
-        layout.write_gateway(engine.model, ports)
-        layout.write_engine(engine.model, ports, engine.settings)
-        layout.write_exporter(ports)
+        _configure(args, parts, layout, ports, screen)
         units = [unit for part, unit in _units(layout, gateway_sockets).items() if part in parts]
-        return asyncio.run(_run(units, layout, screen, engine, gateway_sockets))
+        return asyncio.run(_run(units, layout, screen, gateway_sockets))
+
+
+def _configure(
+    args: argparse.Namespace, parts: list[str], layout: Layout, ports: Ports, screen: Screen
+) -> None:
+    """Make ready what `parts` need, and write their settings; those of other parts may be in use."""
+    if "engine" in parts:
+        engine = prepare(EngineKind(args.engine), args.model, screen)
+        layout.write_engine(engine.model, ports, engine.settings)
+        layout.note_served(Served(engine.model.name, engine.title))
+    if "gateway" in parts:
+        layout.write_gateway(layout.served(), ports)
+    if "gpu-exporter" in parts:
+        layout.write_exporter(ports)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and a closed terminal end preparations as Ctrl-C does: whatever they run ends first."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {signum: signal.signal(signum, interrupt) for signum in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _bind_gateway(ports: Ports) -> dict[str, socket.socket]:
@@ -149,16 +177,16 @@ def _log(layout: Layout, name: str) -> Path:
     return path
 
 
-async def _run(
-    units: list[Unit], layout: Layout, screen: Screen, engine: Engine, held: Mapping[str, socket.socket]
-) -> int:
+async def _run(units: list[Unit], layout: Layout, screen: Screen, held: Mapping[str, socket.socket]) -> int:
     stack = Stack(units, layout.sockets, screen)
+    whole = len(units) == len(instance.PARTS)
     async with stack.running():
-        if await stack.until_ready():
+        ready = await stack.until_ready()
+        if ready and whole:
+            ready = await stack.unless_interrupted(_answering(port_of(held["http"])))
+        if ready:
             if "http" in held:
-                if "engine" in {part for part in instance.PARTS if instance.holder(layout.run, part)}:
-                    await _answering(port_of(held["http"]))
-                _banner(layout, screen, engine, port_of(held["http"]))
+                _banner(layout, screen, port_of(held["http"]))
             else:
                 screen.line("Running. Ctrl-C stops it.")
             await stack.until_ended()
@@ -179,28 +207,28 @@ async def _answering(port: int) -> None:
                 if answer.status == HTTPStatus.OK:
                     return
                 reason = f"{answer.status}: {(await answer.text()).strip()}"
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, TimeoutError) as error:
             reason = str(error)
     raise Fatal(f"the gateway does not see the engine ({reason}): see the log of llm-gateway")
 
 
-def _banner(layout: Layout, screen: Screen, engine: Engine, port: int) -> None:
-    url, name = f"http://127.0.0.1:{port}/v1", engine.model.name
+def _banner(layout: Layout, screen: Screen, port: int) -> None:
+    url, served = f"http://127.0.0.1:{port}/v1", layout.served()
     question = "What is the capital of France?"
-    body = json.dumps({"model": name, "messages": [{"role": "user", "content": question}]})
+    body = json.dumps({"model": served.name, "messages": [{"role": "user", "content": question}]})
     screen.line(
         f"""
 The LLM API is up.
 
   URL    {url}
   Key    {layout.key()}
-  Model  {name}  ({engine.title})
+  Model  {served.name}  ({served.title})
 
   curl {url}/chat/completions -H "Authorization: Bearer {layout.key()}" \\
     -H "Content-Type: application/json" -d '{body}'
 
 On this machine only, the key {ORIGINAL_KEY} and the model name {ORIGINAL_ALIAS} are accepted too;
-what answers to {ORIGINAL_ALIAS} is {engine.title}.
+what answers to {ORIGINAL_ALIAS} is {served.title}.
 Logs: {_shown(layout.logs)}. Ctrl-C stops everything.
 """
     )

@@ -51,8 +51,8 @@ class Up:
         return self.wait_for(r"^  Key +(sk-\S+)$")[1]
 
     def processes(self) -> list[int]:
-        """Every process of the stack: those that name its folder or its sockets."""
-        marks = (os.fsencode(self.state), os.fsencode(f"llm-{os.getuid()}-"))
+        """Every process that names the folder of the stack."""
+        mark = os.fsencode(self.state)
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdecimal() and int(entry.name) != os.getpid():
@@ -60,7 +60,7 @@ class Up:
                     words = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
                 except OSError:
                     continue
-                if marks[0] in words:
+                if mark in words:
                     found.append(int(entry.name))
         return found
 
@@ -70,10 +70,10 @@ class Up:
         return self.process.wait(timeout=120)
 
 
-def start_up(folder: Path, *arguments: str, **environment: str) -> Up:
-    """Start `llmctl up` with its state in `folder`, on free ports."""
+def start_up(folder: Path, *arguments: str, state: Path | None = None) -> Up:
+    """Start `llmctl up` on free ports, with its output, and its state unless it is elsewhere, in `folder`."""
     folder.mkdir(exist_ok=True)
-    output, state = folder / "output", folder / "state"
+    output, state = folder / "output", state or folder / "state"
     with output.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "daemons.llmctl", "up", "--port", "0", "--state", str(state), *arguments],
@@ -81,7 +81,6 @@ def start_up(folder: Path, *arguments: str, **environment: str) -> Up:
             stderr=file,
             stdin=subprocess.DEVNULL,
             cwd=ROOT,
-            env=os.environ | environment,
         )
     return Up(process, output, state)
 

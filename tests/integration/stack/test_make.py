@@ -23,7 +23,7 @@ def test_make_alone_lists_the_targets() -> None:
     listed = _make().stdout
     for target in ("up", "test", "setup", "download", "vllm", "gateway", "gpu-exporter", "monitoring"):
         assert re.search(rf"^  make {target} ", listed, re.MULTILINE), target
-    for target in ("loadtest", "status", "stop", "lint", "deploy", "e2e"):
+    for target in ("loadtest", "status", "stop", "lint", "deploy", "e2e", "bench", "soak"):
         assert re.search(rf"^  make {target} ", listed, re.MULTILINE), target
 
 

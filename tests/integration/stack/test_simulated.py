@@ -17,7 +17,7 @@ import pytest
 
 from daemons.llmctl.up.processes import descendants_of
 from daemons.runtime.sockets import Address, listen_tcp, port_of
-from tests.integration.stack.conftest import ROOT, Up, start_up
+from tests.integration.stack.conftest import ROOT, Up, end, start_up
 
 CHAT = {"model": "llama-7b", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5}
 
@@ -168,6 +168,40 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "disk is full" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_gateway_without_any_engine_says_what_to_start(tmp_path: Path) -> None:
+    up = start_up(tmp_path, "gateway")
+    assert up.process.wait(timeout=60) == 1
+    assert "`make vllm` first" in up.text
+    assert "vLLM for" not in up.text
+
+
+def test_parts_run_by_themselves(tmp_path: Path) -> None:
+    engine = start_up(tmp_path / "engine", "engine", "--engine", "simulator", state=tmp_path / "state")
+    engine.wait_for("Running. Ctrl-C stops it.")
+    written = (tmp_path / "state" / "engines" / "local.yaml").read_text()
+    gateway = start_up(tmp_path / "gateway", "gateway", state=tmp_path / "state")
+    exporter = start_up(tmp_path / "exporter", "gpu-exporter", state=tmp_path / "state")
+    try:
+        exporter.wait_for("Running. Ctrl-C stops it.")
+        assert "simulated" in gateway.wait_for(r"^  Model +(\S+)")[1]
+        with urllib.request.urlopen(f"{gateway.url}/ready", timeout=60) as answer:
+            assert answer.status == 200
+        assert "vLLM for" not in gateway.text + exporter.text
+        assert (tmp_path / "state" / "engines" / "local.yaml").read_text() == written
+    finally:
+        for up in (gateway, exporter, engine):
+            end(up)
+
+
+def test_a_closed_terminal_ends_everything(tmp_path: Path) -> None:
+    up = start_up(tmp_path, "--engine", "simulator")
+    assert up.url
+    watched = [os.pidfd_open(pid) for pid in descendants_of(up.process.pid)]
+    up.process.send_signal(signal.SIGHUP)
+    assert up.process.wait(timeout=60) == 0
+    _assert_ended(watched)
 
 
 def test_ctrl_c_ends_everything_even_when_a_child_hangs(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemons.llmctl.up.notifications import parse
-from daemons.llmctl.up.processes import become_subreaper
+from daemons.llmctl.up.processes import MainProcesses, become_subreaper
 from daemons.llmctl.up.units import Service, State, Unit, describe_exit
 from daemons.runtime.sockets import Address, listen_tcp, port_of
 
@@ -62,7 +62,7 @@ async def _running(tmp_path: Path, script: str, **changes: object) -> AsyncItera
     command = (sys.executable, "-c", _PRELUDE + script, str(tmp_path))
     unit = Unit(name="example", command=command, log=tmp_path / "log", restart_sec=0.01, **changes)  # type: ignore[arg-type]
     run = _Run()
-    run.service = Service(unit, tmp_path, set(), run.record)
+    run.service = Service(unit, tmp_path, MainProcesses(), run.record)
     task = asyncio.create_task(run.service.run())
     try:
         yield run

@@ -29,6 +29,8 @@ def test_an_address_of_another_machine_is_refused() -> None:
         listen_tcp(Address(host="192.0.2.1", port=0))
     with pytest.raises(Fatal, match="no address of this machine"):
         listen_tcp(Address(host="no such host", port=0))
+    with pytest.raises(Fatal, match="no address of this machine"):
+        listen_tcp(Address(host="gpu..example", port=0))
 
 
 def test_a_stale_unix_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""The key folder as it changes under a running gateway."""
+
+from hashlib import sha256
+from pathlib import Path
+
+from daemons.gateway.tenants.keys import KeyFolder, KeyRing
+
+
+def _write(folder: Path, file: str, name: str, extra: str = "") -> None:
+    hashed = sha256(name.encode()).hexdigest()
+    (folder / file).write_text(f'name: {name}\nsecrets: ["sha256:{hashed}"]\n{extra}')
+
+
+def _folder(tmp_path: Path) -> tuple[KeyFolder, KeyRing]:
+    ring = KeyRing()
+    return KeyFolder(tmp_path, ring), ring
+
+
+def test_a_change_is_taken_over_and_a_removed_key_is_refused(tmp_path: Path) -> None:
+    folder, ring = _folder(tmp_path)
+    _write(tmp_path, "a.yaml", "team-a")
+    assert folder.refresh()
+    assert ring.find(b"team-a", 0) is not None
+    assert not folder.refresh()
+    (tmp_path / "a.yaml").unlink()
+    assert folder.refresh()
+    assert ring.find(b"team-a", 0) is None
+
+
+def test_a_broken_file_leaves_the_last_good_state_in_force(tmp_path: Path) -> None:
+    folder, ring = _folder(tmp_path)
+    _write(tmp_path, "a.yaml", "team-a")
+    folder.refresh()
+    for broken in ("expires: 2027-02-30T00:00:00Z\n", "{[a]: b}\n", "colour: red\n"):
+        _write(tmp_path, "a.yaml", "team-a", broken)
+        assert folder.refresh()
+        assert ring.find(b"team-a", 0) is not None
+
+
+def test_a_file_refused_for_its_name_is_read_once_the_name_is_free(tmp_path: Path) -> None:
+    folder, ring = _folder(tmp_path)
+    _write(tmp_path, "a.yaml", "team-a")
+    folder.refresh()
+    _write(tmp_path, "b.yaml", "team-a")
+    folder.refresh()
+    (tmp_path / "a.yaml").unlink()
+    folder.refresh()
+    assert ring.find(b"team-a", 0) is not None
+
+
+def test_an_unknown_and_an_expired_key_are_refused(tmp_path: Path) -> None:
+    folder, ring = _folder(tmp_path)
+    _write(tmp_path, "a.yaml", "team-a", "expires: 2027-01-31T00:00:00Z\n")
+    folder.refresh()
+    assert ring.find(b"nobody", 0) is None
+    assert ring.find(b"team-a", 1_801_353_600 - 1) is not None
+    assert ring.find(b"team-a", 1_801_353_600) is None
