@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 BOS, EOS, PAD = 1, 2, 2
+SAMPLING = {"do_sample": False, "temperature": 0.0}
+"""Greedy unless the client asks otherwise: at vLLM's own default, 1.0, a model of this size drifts off."""
 CONTROL_TOKEN = 3
 """``TokenType.CONTROL`` of the GGUF specification."""
 
@@ -125,7 +127,7 @@ def convert(source: Source, folder: Path) -> None:
     write_json(folder / "config.json", source.config())
     write_json(
         folder / "generation_config.json",
-        {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD},
+        {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD, **SAMPLING},
     )
     tokenizer.save(str(folder / "tokenizer.json"))
     write_json(

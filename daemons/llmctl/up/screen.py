@@ -25,9 +25,9 @@ class Screen:
             return
         with bars.Progress(
             bars.SpinnerColumn(finished_text="[green]✓"),
-            bars.TextColumn("{task.description}"),
+            bars.TextColumn("{task.description}", markup=False),
             bars.BarColumn(bar_width=10),
-            bars.TextColumn("[dim]{task.fields[phase]}"),
+            bars.TextColumn("{task.fields[phase]}", style="dim", markup=False),
             bars.TimeElapsedColumn(),
             console=self.console,
         ) as progress:

@@ -31,7 +31,6 @@ def _ask(client: openai.OpenAI) -> str:
         model="llama-7b",
         messages=QUESTION,
         max_tokens=30,
-        temperature=0,
     )
     assert answer.usage is not None
     assert answer.usage.completion_tokens > 0
@@ -75,7 +74,6 @@ def test_the_official_sdk_gets_it_streamed(real: Up) -> None:
             model="llama-7b",
             messages=QUESTION,
             max_tokens=30,
-            temperature=0,
             stream=True,
         )
         pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
