@@ -1,19 +1,21 @@
 """``llm-gateway``: the command. It holds the sockets and runs workers, which are the same command again."""
 
 import gc
+import os
 import secrets
 import sys
 from argparse import SUPPRESS, Namespace
 
-from daemons.gateway import settings
+from daemons.gateway import reload, settings
 from daemons.gateway.gateway import Gateway
-from daemons.gateway.master import Master, die_with_parent, handed_sockets
+from daemons.gateway.master import START_SECONDS, Master, die_with_parent, handed_sockets
 from daemons.gateway.tenants.keys import KeyFolder, KeyRing
 from daemons.runtime import cli, lifecycle, sockets
 from daemons.runtime.credentials import Credentials
 
 _PROG = "llm-gateway"
 _DESCRIPTION = "OpenAI-compatible API in front of the inference engines"
+_RELOAD_MARGIN = 10.0
 _EPILOG = """signals:
   SIGHUP   start a new worker with the present configuration and release; the old one drains
   SIGTERM  take no new connection, let what is in flight finish (timeouts.drain), end
@@ -24,9 +26,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the gateway; returns the exit status."""
     parser = cli.parser(_PROG, _DESCRIPTION, cli.CONFIG_DIR / "gateway.yaml", _EPILOG)
     parser.add_argument("--worker", action="store_true", help=SUPPRESS)
+    parser.add_argument("--reload", action="store_true", help=SUPPRESS)
     options = parser.parse_args(argv)
     if options.check:
         return cli.report_check(_PROG, lambda: _check(options))
+    if options.reload:
+        return cli.report_check(_PROG, lambda: reload.ask(os.environ, START_SECONDS + _RELOAD_MARGIN))
     return cli.guard(_PROG, options.log_level, lambda: _work(options) if options.worker else _run(options))
 
 

@@ -19,16 +19,18 @@ from typing import Any
 
 import structlog
 
+from daemons.gateway import reload
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
 from daemons.runtime.lifecycle import Daemon
 from daemons.runtime.notify import child_environment
 
 log = structlog.get_logger()
 
+START_SECONDS = 60.0
+"""A worker that does not serve by then is given up."""
 _PR_SET_PDEATHSIG = 1
 _HEARTBEAT_SECONDS = 1.0
 _STALE_SECONDS = 10.0
-_START_SECONDS = 60.0
 _KILL_AFTER_DRAIN = 10.0
 _RESTART_DELAYS = (0.1, 0.5, 1.0, 2.0, 5.0)
 
@@ -116,8 +118,14 @@ class Master(Daemon):
         Raises:
             Fatal: the configuration or the new worker is no good; the old one goes on.
         """
-        await asyncio.to_thread(self._validate)
-        return await self._replace()
+        try:
+            await asyncio.to_thread(self._validate)
+            status = await self._replace()
+        except Fatal as error:
+            reload.tell(os.environ, str(error), refused=True)
+            raise
+        reload.tell(os.environ, status)
+        return status
 
     async def stop(self) -> None:
         """End every worker: with SIGTERM and time to drain, then with SIGKILL."""
@@ -150,11 +158,11 @@ class Master(Daemon):
         """
         worker = await self._spawn()
         try:
-            async with asyncio.timeout(_START_SECONDS):
+            async with asyncio.timeout(START_SECONDS):
                 status = await worker.ready
         except TimeoutError:
             _send(worker, signal.SIGKILL)
-            raise Fatal(f"the worker did not come up within {_START_SECONDS:g} s") from None
+            raise Fatal(f"the worker did not come up within {START_SECONDS:g} s") from None
         former, self._current = self._current, worker
         if former is not None:
             self._in_background(self._retire(former))

@@ -70,7 +70,9 @@ async def running(tmp_path: Path, engine: FakeEngine) -> AsyncIterator[Master]:
         )
     )
     command = [sys.executable, "-m", "daemons.gateway", "--config", str(config)]
-    process = await asyncio.create_subprocess_exec(*command)
+    process = await asyncio.create_subprocess_exec(
+        *command, env=os.environ | {"RUNTIME_DIRECTORY": str(tmp_path)}
+    )
     master = Master(process, port)
     try:
         async with asyncio.timeout(60), aiohttp.ClientSession() as session:
@@ -143,6 +145,47 @@ async def test_a_reload_refuses_nobody_and_breaks_no_stream(tmp_path: Path) -> N
         stop.set()
         await asking
         assert set(seen) == {200}
+
+
+async def _reload_command(tmp_path: Path, pid: int) -> tuple[int | None, str]:
+    """What ``ExecReload=`` of the unit runs; its exit status and what it says."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "daemons.gateway", "--reload"),
+        env=os.environ | {"RUNTIME_DIRECTORY": str(tmp_path), "MAINPID": str(pid)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await asyncio.wait_for(process.communicate(), 120)
+    return process.returncode, said.decode()
+
+
+async def test_the_reload_command_returns_once_the_new_worker_serves(tmp_path: Path) -> None:
+    async with FakeEngine(answer_chat) as engine, running(tmp_path, engine) as master:
+        (former,) = master.workers()
+        assert (await _reload_command(tmp_path, master.process.pid))[0] == 0
+        assert master.workers() - {former}
+        async with asyncio.timeout(120):
+            while former in master.workers():
+                await asyncio.sleep(0.02)
+        async with aiohttp.ClientSession() as session:
+            assert await _ready(session, master.url)
+
+
+async def test_the_reload_command_says_why_a_reload_is_refused(tmp_path: Path) -> None:
+    async with FakeEngine(answer_chat) as engine, running(tmp_path, engine) as master:
+        before = master.workers()
+        with (tmp_path / "gateway.yaml").open("a") as config:
+            config.write("nonsense: 1\n")
+        status, said = await _reload_command(tmp_path, master.process.pid)
+        assert (status, "nonsense" in said) == (78, True), said
+        assert master.workers() == before
+
+
+async def test_the_reload_command_without_a_gateway_is_one_line(tmp_path: Path) -> None:
+    gone = await asyncio.create_subprocess_exec("true")
+    await gone.wait()
+    status, said = await _reload_command(tmp_path, gone.pid)
+    assert (status, said) == (1, f"no gateway runs as process {gone.pid}\n")
 
 
 async def test_a_broken_configuration_is_not_taken_over(tmp_path: Path) -> None:
