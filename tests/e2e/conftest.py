@@ -46,9 +46,15 @@ def tiny_model() -> Path:
 
 @pytest.fixture(scope="session")
 def lab(mirror: Path) -> Iterator[hosts.Lab]:
-    """The network of test hosts."""
+    """The network of test hosts; ``$LLM_E2E_LAB`` names a folder where they stay up from run to run."""
     if (reason := hosts.missing()) is not None:
         pytest.skip(reason)
+    if kept := os.environ.get("LLM_E2E_LAB"):
+        found = hosts.Lab.found(Path(kept), mirror)
+        if not found.base.exists():
+            found.up()
+        yield found
+        return
     work = Path(tempfile.mkdtemp(prefix="llm-e2e-", dir="/var/tmp"))
     try:
         with hosts.opened(work, mirror) as opened:

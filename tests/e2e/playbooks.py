@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,25 +92,33 @@ class Playbooks:
 
     def run(self, playbook: str, *arguments: str) -> Outcome:
         """Run `playbook`; never raises for a failed run."""
-        done = subprocess.run(
-            [
-                *(
-                    str(Path(sys.executable).parent / "ansible-playbook"),
-                    "-i",
-                    str(self.folder / "hosts.yml"),
-                ),
-                *(str(ANSIBLE / playbook), *arguments),
-            ],
-            cwd=ANSIBLE,
-            env={**self.environment, "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        output = done.stdout + done.stderr
+        program = str(Path(sys.executable).parent / "ansible-playbook")
+        log = self.folder / f"{len(self.said):02}-{playbook}.log"
+        began = time.monotonic()
+        with (
+            subprocess.Popen(
+                [program, "-i", str(self.folder / "hosts.yml"), str(ANSIBLE / playbook), *arguments],
+                cwd=ANSIBLE,
+                env={
+                    **self.environment,
+                    "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"),
+                    "ANSIBLE_NOCOLOR": "1",
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            ) as process,
+            log.open("w") as timed,
+        ):
+            assert process.stdout is not None
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                timed.write(f"{time.monotonic() - began:7.1f} {line}")
+        output = "".join(lines)
         self.said.append(output)
-        return Outcome(done.returncode, output)
+        return Outcome(process.returncode, output)
 
     def must(self, playbook: str, *arguments: str) -> Outcome:
         """Run `playbook`, which must succeed."""

@@ -2,7 +2,7 @@
 
 import json
 import re
-import subprocess
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,9 +54,8 @@ def until(seconds: float, action: Callable[[], Result]) -> Result:
 @pytest.fixture(scope="module")
 def host(lab: Lab, playbooks: Playbooks, tiny_model: Path) -> Host:
     """The host, with an engine in its inventory."""
-    made = lab.boot("alpha", 11)
-    made.sh("mkdir -p /srv/model")
-    subprocess.run(["cp", "-r", str(tiny_model), str(made.root / "srv/model/tiny")], check=True)
+    made = lab.hosts.get("alpha") or lab.boot("alpha", 11)
+    shutil.copytree(tiny_model, made.root / "srv/model/tiny", dirs_exist_ok=True)
     groups = {group: [made] for group in ("gpu_hosts", "gateways", "monitoring")}
     playbooks.inventory(groups, llm_engines=[TINY], tls_names=["alpha"])
     return made
@@ -65,7 +64,10 @@ def host(lab: Lab, playbooks: Playbooks, tiny_model: Path) -> Host:
 @pytest.fixture(scope="module")
 def before(host: Host) -> set[str]:
     """The host as it was."""
-    return set(host.sh(SNAPSHOT).splitlines())
+    snapshot = host.folder / "before"
+    if not snapshot.exists():
+        snapshot.write_text(host.sh(SNAPSHOT))
+    return set(snapshot.read_text().splitlines())
 
 
 def active(host: Host) -> dict[str, str]:

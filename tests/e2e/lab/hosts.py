@@ -182,6 +182,14 @@ class Lab:
         self.hosts: dict[str, Host] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
 
+    @classmethod
+    def found(cls, work: Path, mirror: Path) -> "Lab":
+        """The lab in `work` with the hosts that an earlier process booted."""
+        lab = cls(work, mirror)
+        for folder in sorted((work / "hosts").glob("*")):
+            lab.hosts[folder.name] = Host(folder.name, int((folder / "number").read_text()), folder)
+        return lab
+
     @property
     def gateway(self) -> str:
         """This machine's address on the test network."""
@@ -189,7 +197,8 @@ class Lab:
 
     def up(self) -> None:
         """Build the base system and bring the network up."""
-        self.mirror.mkdir(parents=True, exist_ok=True)
+        for folder in (self.work, self.mirror):
+            folder.mkdir(parents=True, exist_ok=True)
         if not self.base.exists():
             image.build(self.base, self.work, self.gateway, PROXY_PORT)
         _run("ip", "link", "add", BRIDGE, "type", "bridge")
@@ -220,6 +229,7 @@ class Lab:
         host = Host(name, number, self.work / "hosts" / name)
         for folder in ("up", "work", "root"):
             (host.folder / folder).mkdir(parents=True)
+        (host.folder / "number").write_text(str(number))
         self.hosts[name] = host
         self._link(host)
         layers = f"lowerdir={self.base},upperdir={host.folder}/up,workdir={host.folder}/work"
