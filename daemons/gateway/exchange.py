@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from daemons.gateway.pool.engine import Engine
     from daemons.gateway.relay.relay import Relay
     from daemons.gateway.tenants.keys import Tenant
-    from daemons.gateway.tenants.reserve import Reservation
+    from daemons.gateway.tenants.limiter import Reservation
 
 
 class Exchange(msgspec.Struct, eq=False):
@@ -20,13 +20,14 @@ class Exchange(msgspec.Struct, eq=False):
     Attributes:
         request_id: as echoed to the client and logged.
         tenant: who asks.
+        client: the client's address; empty where it is not known.
         endpoint: short name of the API path.
         arrived: loop time of its arrival.
         bytes_in: size of the body.
         model: the model asked for; empty until it is known.
         model_label: the model as a metric label.
         stream: whether a stream was asked for.
-        prompt_estimate: the prompt's tokens, estimated.
+        prompt_estimate: the prompt's tokens, estimated; 0 where the engine does not work on them.
         queued_seconds: the wait for a place.
         engine: where it went last.
         relay: its answer.
@@ -40,6 +41,7 @@ class Exchange(msgspec.Struct, eq=False):
     tenant: Tenant
     endpoint: str
     arrived: float
+    client: str = ""
     bytes_in: int = 0
     model: str = ""
     model_label: str = "other"

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from pathlib import Path
 from time import monotonic
 
@@ -27,9 +28,11 @@ from daemons.gateway.pool.pool import Pool
 from daemons.gateway.relay.attempts import Attempts, RetryBudget
 from daemons.gateway.settings import GatewaySettings
 from daemons.gateway.settle import Settle
+from daemons.gateway.tenants.addresses import Clients, Failures
 from daemons.gateway.tenants.authenticate import Authenticator
 from daemons.gateway.tenants.keys import KeyFolder, KeyRing
-from daemons.gateway.tenants.reserve import Concurrency
+from daemons.gateway.tenants.limiter import Limiter
+from daemons.gateway.tenants.reserve import Limits
 from daemons.runtime import metrics as runtime_metrics
 from daemons.runtime.control import EngineReport
 from daemons.runtime.http import serving
@@ -40,12 +43,18 @@ from daemons.runtime.sockets import listen_unix, port_of
 log = structlog.get_logger()
 
 _KEYS_INTERVAL = 0.5
+_FORGET_SECONDS = 5.0
 _FIRST_ROUND = 3.0
 """Seconds for the engines to say how they are before the gateway takes connections."""
 
 
 class Gateway(Daemon):
-    """Serves the API on `http` and the metrics on `metrics`, sockets that are already listening."""
+    """Serves the API on `http` and the metrics on `metrics`, sockets that are already listening.
+
+    Attributes:
+        pool: the engines.
+        limiter: what keys and addresses use.
+    """
 
     def __init__(
         self,
@@ -64,9 +73,11 @@ class Gateway(Daemon):
         self._keys = KeyRing()
         self._folder = KeyFolder(settings.keys, self._keys)
         self._metrics = Metrics()
+        self._failures = Failures(settings.addresses.failures_per_minute)
+        self.limiter = Limiter(settings.addresses.limits, monotonic, time.time)
         connect = settings.timeouts.connect
-        self._pool = Pool([Engine(e, connect) for e in settings.engines], LeastInFlight())
-        self._admission = Admission(self._pool, settings.queue, FirstComeByClass)
+        self.pool = Pool([Engine(e, connect) for e in settings.engines], LeastInFlight())
+        self._admission = Admission(self.pool, settings.queue, FirstComeByClass)
         self._inference: Inference | None = None
         self._server: GatewayServer | None = None
         self._info: Info | None = None
@@ -75,33 +86,36 @@ class Gateway(Daemon):
     async def start(self) -> str:
         """Begin to serve."""
         await asyncio.to_thread(self._folder.refresh)
-        authenticate = Authenticator(self._keys)
+        authenticate = Authenticator(
+            self._keys, Clients(self._settings.addresses.trusted_proxies), self._failures
+        )
         history = History()
         self._settle = Settle(self._metrics, Records("llm-gateway", "request"), history, ())
         stages = Stages(
             authenticate=authenticate,
-            policy=Policy(self._settings.policy, self._salt, self._pool.media_hosts),
-            limits=Concurrency(),
-            pool=self._pool,
+            policy=Policy(self._settings.policy, self._salt, self.pool.media_hosts),
+            limits=Limits(self.limiter, self._metrics.rate_limited),
+            pool=self.pool,
             admission=self._admission,
-            attempts=Attempts(self._pool, self._metrics, RetryBudget()),
+            attempts=Attempts(self.pool, self._metrics, RetryBudget()),
             settle=self._settle,
             metrics=self._metrics,
         )
         cors = Cors(self._settings.cors)
         self._inference = Inference(self._settings, stages, cors)
-        self._info = Info(self._pool, authenticate, self._settings.ready_wait)
+        self._info = Info(self.pool, authenticate, self._settings.ready_wait)
         dispatch = Dispatch(self._inference, self._info, cors, self._metrics)
         self._server = GatewayServer(dispatch, self._settings.limits, self._settings.timeouts)
-        pollers = [Poller(engine, self._engine_changed) for engine in self._pool.engines]
+        pollers = [Poller(engine, self._engine_changed) for engine in self.pool.engines]
         for poller in pollers:
             poller.engine.trouble = poller.hurry
         self._background += [asyncio.create_task(poller.run()) for poller in pollers]
         self._background.append(asyncio.create_task(self._watch_keys()))
         self._background.append(asyncio.create_task(self._sweep()))
-        await self._serve_admin(Admin(self._pool, self._admission, self._inference, history))
+        self._background.append(asyncio.create_task(self._forget()))
+        await self._serve_admin(Admin(self.pool, self._admission, self._inference, history))
         registry = runtime_metrics.new_registry()
-        register(registry, self._metrics, PoolCollector(self._pool, self._admission))
+        register(registry, self._metrics, PoolCollector(self.pool, self._admission))
         render = runtime_metrics.render_registry(registry)
         for sock in self._metrics_sockets:
             serving = runtime_metrics.serve_metrics("LLM gateway", render, sock)
@@ -140,7 +154,7 @@ class Gateway(Daemon):
         await asyncio.gather(*self._background, return_exceptions=True)
         if self._settle is not None:
             self._settle.close()
-        for engine in self._pool.engines:
+        for engine in self.pool.engines:
             engine.dialer.close()
 
     async def _drain(self, inference: Inference) -> None:
@@ -176,6 +190,13 @@ class Gateway(Daemon):
                 # A revoked key must never live on because the watch has ended.
                 log.exception("the key folder could not be read; the last good state stays in force")
 
+    async def _forget(self) -> None:
+        """Let go of keys and addresses that have not been here for a while."""
+        while True:
+            await asyncio.sleep(_FORGET_SECONDS)
+            self.limiter.prune()
+            self._failures.prune(monotonic())
+
     async def _sweep(self) -> None:
         """End what takes too long; runs often enough for the shortest timeout."""
         t = self._settings.timeouts
@@ -186,7 +207,7 @@ class Gateway(Daemon):
             now = monotonic()
             if self._server is not None:
                 self._server.drop_stalled(now)
-            for engine in self._pool.engines:
+            for engine in self.pool.engines:
                 for relay in list(engine.relays):
                     relay.check(now)
 

@@ -87,7 +87,7 @@ _COUNTERS = {
     "requests": ("Requests by how they ended", ("model", "endpoint", "class", "outcome")),
     "http_responses": ("Responses by HTTP status", ("status",)),
     "auth_failures": ("Requests without a valid key", ("reason",)),
-    "rate_limited": ("Requests over a limit", ("key", "reason")),
+    "rate_limited": ("Requests over a limit of their key or address", ("key", "reason")),
     "tokens": ("Tokens as counted by the engines", ("key", "model", "kind")),
     "request_bytes": ("Bytes of request bodies", ("model",)),
     "response_bytes": ("Bytes of answers", ("model",)),

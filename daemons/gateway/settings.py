@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from daemons.gateway.policy.bounds import PolicySettings
+from daemons.gateway.tenants.bounds import AddressSettings
 from daemons.runtime import settings
 from daemons.runtime.settings import Settings
 from daemons.runtime.sockets import Address
@@ -143,6 +144,7 @@ class GatewaySettings(Settings):
     timeouts: Timeouts = Timeouts()
     queue: QueueSettings = QueueSettings()
     limits: LimitSettings = LimitSettings()
+    addresses: AddressSettings = AddressSettings()
     cors: CorsSettings = CorsSettings()
     policy: PolicySettings = PolicySettings()
 

@@ -40,10 +40,12 @@ class Settle:
         outcome = failure.value if failure else "ok"
         counts = self._counts(exchange)
         self._count(exchange, counts, outcome, now)
-        if exchange.reservation is not None:
-            exchange.reservation.settle(counts)
-        if failure is ErrorCode.RATE_LIMIT_EXCEEDED:
-            self._metrics.rate_limited.add((exchange.tenant.alias, failure.value))
+        reservation = exchange.reservation
+        if reservation is not None:
+            if exchange.relay is not None and exchange.relay.sent_at:
+                reservation.settle(counts.prompt, counts.completion)
+            else:
+                reservation.cancel()
         for bill in self._bills:
             bill(exchange, counts, outcome)
         relay, tenant = exchange.relay, exchange.tenant
@@ -86,6 +88,8 @@ class Settle:
             return _NOTHING
         counts = relay.usage()
         if counts is None:
+            if not exchange.prompt_estimate:
+                return _NOTHING
             # The engine worked on it and did not come to say how much.
             self._metrics.uncertain_usage.add((exchange.model_label,))
             return TokenCounts(prompt=exchange.prompt_estimate)

@@ -43,7 +43,7 @@ _STREAM = EngineFields(streams=True, usage_in_stream=True)
 _NAMED = EngineFields(streams=True)
 _STORED = EngineFields(streams=True, store=True)
 _POOLING = EngineFields()
-_PLAIN = EngineFields(cache_salt=False)
+_PLAIN = EngineFields(cache_salt=False, metered=False)
 
 ENDPOINTS = {
     endpoint.path: endpoint

@@ -73,8 +73,8 @@ class Inference:
             ApiError: it is refused, or no engine could answer it; nothing was sent.
         """
         arrived = monotonic()
-        tenant = self._stages.authenticate(request.headers, request.remote)
-        exchange = Exchange(request_id, tenant, endpoint.name, arrived)
+        tenant, client = self._stages.authenticate(request.headers, request.remote)
+        exchange = Exchange(request_id, tenant, endpoint.name, arrived, client)
         failure: ErrorCode | None = ErrorCode.INTERNAL_ERROR
         self.active.add(exchange)
         try:
@@ -105,7 +105,9 @@ class Inference:
         series = self._stages.metrics.series(exchange.model, endpoint.name, exchange.tenant.priority)
         series.in_flight += 1
         exchange.series = series
-        exchange.reservation = self._stages.limits.reserve(exchange.tenant, asked_for.prompt_tokens)
+        exchange.reservation = self._stages.limits.reserve(
+            exchange.tenant, exchange.client, asked_for.prompt_tokens, asked_for.answer_tokens
+        )
         asked = Asked(
             model=asked_for.model,
             tenant=exchange.tenant.alias,
@@ -150,7 +152,10 @@ class Inference:
         series = exchange.series
         assert series is not None  # noqa: S101 - set before admission
         chunked = request.version >= (1, 1)
-        fields = b"X-Request-Id: %b\r\n" % exchange.request_id.encode()
+        fields = b"X-Request-Id: %b\r\n%b" % (
+            exchange.request_id.encode(),
+            self._stages.limits.fields(exchange.tenant),
+        )
         for line in self._cors.lines(request).items():
             fields += "{}: {}\r\n".format(*line).encode()
         if not (request.keep_alive and chunked) or self.draining:

@@ -36,7 +36,7 @@ class Info:
 
     async def models(self, request: BaseRequest) -> web.StreamResponse:
         """``GET /v1/models``: what this key may use and an engine is there for."""
-        tenant = self._authenticate(request.headers, request.remote)
+        tenant, _ = self._authenticate(request.headers, request.remote)
         now = monotonic()
         listed = [
             {
@@ -57,7 +57,7 @@ class Info:
         Raises:
             ApiError: there is no such model for this key.
         """
-        tenant = self._authenticate(request.headers, request.remote)
+        tenant, _ = self._authenticate(request.headers, request.remote)
         if name not in self._pool.models or not allowed(tenant, name):
             raise ApiError(
                 ErrorCode.MODEL_NOT_FOUND, f"The model {name[:128]!r} does not exist.", param="model"

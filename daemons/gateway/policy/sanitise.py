@@ -42,12 +42,14 @@ class EngineFields:
         usage_in_stream: whether streams tell usage only when asked to.
         cache_salt: whether it takes a cache salt.
         store: whether it would keep answers unless told not to.
+        metered: whether it works on the tokens, and counts them.
     """
 
     streams: bool = False
     usage_in_stream: bool = False
     cache_salt: bool = True
     store: bool = False
+    metered: bool = True
 
 
 class Sanitised(msgspec.Struct, frozen=True):
@@ -60,6 +62,7 @@ class Sanitised(msgspec.Struct, frozen=True):
         keep_all: it asked for usage in every event.
         body: what the engine gets.
         prompt_tokens: the estimated size of the prompt.
+        answer_tokens: tokens that the answers may have; None is as many as the model makes.
     """
 
     model: str
@@ -68,6 +71,7 @@ class Sanitised(msgspec.Struct, frozen=True):
     keep_all: bool
     body: bytes
     prompt_tokens: int
+    answer_tokens: int | None
 
 
 def parse(raw: bytes) -> Body:
@@ -165,7 +169,8 @@ class Policy:
             keep_final=keep_final,
             keep_all=keep_all,
             body=_encode(body) if changed else raw,
-            prompt_tokens=len(raw) // 4,
+            prompt_tokens=len(raw) // 4 if fields.metered else 0,
+            answer_tokens=_answer_tokens(body) if fields.streams else 0,
         )
 
     def _apply(self, body: Body) -> bool:
@@ -200,6 +205,18 @@ def cache_salts(secret: bytes) -> Callable[[str], bytes]:
         return found
 
     return salt
+
+
+_LENGTHS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+
+
+def _answer_tokens(body: Body) -> int | None:
+    for name in _LENGTHS:
+        raw = body.get(name)
+        if raw is not None and (most := bytes(raw)).isdigit():
+            n = body.get("n")
+            return int(most) * (int(answers) if n and (answers := bytes(n)).isdigit() else 1)
+    return None
 
 
 def _stream_options(body: Body) -> _StreamOptions | None:

@@ -1,12 +1,14 @@
 """Who is asking: a bearer token or ``X-API-Key`` becomes a tenant."""
 
-import ipaddress
+import math
 import time
+from collections.abc import Callable
 
 from aiohttp import hdrs
 from multidict import CIMultiDictProxy, istr
 
 from daemons.gateway.errors import ApiError, ErrorCode
+from daemons.gateway.tenants.addresses import Clients, Failures, group_of, parse_address
 from daemons.gateway.tenants.keys import KeyRing, Tenant
 
 _X_API_KEY = istr("X-API-Key")
@@ -14,32 +16,72 @@ _MAX_KEY = 512
 
 
 class Authenticator:
-    """Turns the headers of a request into a tenant."""
+    """Turns the headers of a request into a tenant.
 
-    def __init__(self, ring: KeyRing) -> None:
+    Args:
+        ring: the keys in force.
+        clients: tells where a request comes from.
+        failures: counts wrong keys by address.
+        monotonic: the clock of `failures`.
+    """
+
+    def __init__(
+        self,
+        ring: KeyRing,
+        clients: Clients,
+        failures: Failures,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._ring = ring
+        self._clients = clients
+        self._failures = failures
+        self._monotonic = monotonic
 
-    def __call__(self, headers: CIMultiDictProxy[str], peer: str | None) -> Tenant:
-        """The tenant that presents a key.
+    def __call__(self, headers: CIMultiDictProxy[str], peer: str | None) -> tuple[Tenant, str]:
+        """The tenant that presents a key, and the address of the client; empty where that is not known.
 
         Args:
             headers: of the request.
-            peer: address of the client; None on a unix socket.
+            peer: address of the other end of the connection; None on a unix socket.
 
         Raises:
-            ApiError: no key, a wrong one, or one that may not be used from there.
+            ApiError: no key, a wrong one, one that may not be used from there, or too many wrong ones before.
         """
+        client = self._clients.of(headers, peer)
         presented = presented_key(headers)
         tenant = self._ring.find(presented.encode(errors="surrogateescape"), time.time())
+        if self._failures:
+            self._slow(client, tenant)
         if tenant is None:
+            self._failures.failed(group_of(client), self._monotonic())
             raise ApiError(
                 ErrorCode.INVALID_API_KEY,
                 "The API key is not known here, has expired, or is disabled.",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        if tenant.networks and not _within(peer, tenant):
+        if tenant.networks and not _within(client, tenant):
             raise ApiError(ErrorCode.NETWORK_NOT_ALLOWED, "This API key may not be used from this network.")
-        return tenant
+        return tenant, client
+
+    def _slow(self, client: str, tenant: Tenant | None) -> None:
+        """Some address has failed lately; turn this one away if it failed too often.
+
+        Raises:
+            ApiError: it did; whether the key is right stays unsaid.
+        """
+        group = group_of(client)
+        if tenant is not None and self._failures.knows(group, tenant.alias):
+            return
+        wait = self._failures.wait(group, self._monotonic())
+        if wait:
+            seconds = math.ceil(wait)
+            raise ApiError(
+                ErrorCode.RATE_LIMIT_EXCEEDED,
+                f"Too many wrong API keys came from your network address; try again in {seconds} s.",
+                headers={"Retry-After": str(seconds)},
+            )
+        if tenant is not None:
+            self._failures.worked(group, tenant.alias)
 
 
 def presented_key(headers: CIMultiDictProxy[str]) -> str:
@@ -64,10 +106,6 @@ def presented_key(headers: CIMultiDictProxy[str]) -> str:
     )
 
 
-def _within(peer: str | None, tenant: Tenant) -> bool:
-    if peer is None:
-        return False
-    address = ipaddress.ip_address(peer.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    return any(address in network for network in tenant.networks)
+def _within(client: str, tenant: Tenant) -> bool:
+    address = parse_address(client)
+    return address is not None and any(address in network for network in tenant.networks)

@@ -6,7 +6,6 @@ force and the fault is reported.
 
 import datetime as dt
 import hmac
-import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,6 +16,7 @@ import structlog
 from pydantic import Field, model_validator
 
 from daemons.gateway.settings import Name, Priority
+from daemons.gateway.tenants.bounds import Bounds, Network
 from daemons.runtime import settings
 from daemons.runtime.settings import ConfigError, Fault, Settings
 
@@ -34,16 +34,6 @@ class SecretSettings(Settings):
     """When it ceases to work."""
 
 
-class KeyLimits(Settings):
-    """What a key may use."""
-
-    requests_per_minute: int | None = Field(default=None, ge=1)
-    tokens_per_minute: int | None = Field(default=None, ge=1)
-    concurrency: int | None = Field(default=None, ge=1)
-    tokens_per_day: int | None = Field(default=None, ge=1)
-    tokens_per_month: int | None = Field(default=None, ge=1)
-
-
 class KeySettings(Settings):
     """``keys.d/NAME.yaml``."""
 
@@ -55,11 +45,12 @@ class KeySettings(Settings):
     """Models it may use; ``*`` is all."""
     priority: Priority = Field(default="default", alias="class")
     """interactive, default or batch."""
-    limits: KeyLimits = KeyLimits()
+    limits: Bounds = Bounds()
+    """What the key may use."""
     expires: dt.datetime | None = None
     """When the key as a whole ceases to work."""
     disabled: bool = False
-    networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    networks: tuple[Network, ...] = ()
     """Networks it may be used from; none named means all."""
     cache_group: Name | None = None
     """Keys of one group share the engines' prefix caches; by default each key has its own."""
@@ -89,8 +80,8 @@ class Tenant:
     alias: str
     priority: Priority
     models: frozenset[str] | None
-    networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
-    limits: KeyLimits
+    networks: tuple[Network, ...]
+    limits: Bounds
     expires: float | None
     cache_group: str
 

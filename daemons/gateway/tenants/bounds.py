@@ -1,0 +1,35 @@
+"""How much a key or an address may use."""
+
+import ipaddress
+
+from pydantic import Field
+
+from daemons.runtime.settings import Settings
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Bounds(Settings):
+    """Limits; one that is not named does not bind."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """Requests within any 60 seconds."""
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Tokens, prompt and answer, of requests that began within any 60 seconds."""
+    concurrency: int | None = Field(default=None, ge=1)
+    """Requests at once, waiting ones included."""
+    tokens_per_day: int | None = Field(default=None, ge=1)
+    """Tokens of a day (UTC)."""
+    tokens_per_month: int | None = Field(default=None, ge=1)
+    """Tokens of a calendar month (UTC)."""
+
+
+class AddressSettings(Settings):
+    """What clients may do from one address; an IPv6 client is its /64."""
+
+    trusted_proxies: tuple[Network, ...] = ()
+    """Networks of proxies whose ``X-Forwarded-For`` is believed; without one, the peer is the client."""
+    limits: Bounds = Bounds()
+    """Limits of an address, over all keys that are used from there."""
+    failures_per_minute: int = Field(default=30, ge=1)
+    """Requests with a wrong key from one address; after that it has to wait, keys in use there excepted."""

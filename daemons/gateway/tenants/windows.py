@@ -1,0 +1,115 @@
+"""Counting what was used within the last minute, and within calendar periods. Pure: every time is given."""
+
+from collections import deque
+
+_PER_SECOND = 2
+_SLOTS = 60 * _PER_SECOND
+
+Charge = list[int]
+"""``[slot, amount]``: what was used in a half second. Mutable, so that a charge can be corrected later."""
+
+
+class Window:
+    """A sliding minute, exact to the half second it rounds up to: no 60 s see more than what `room` allows.
+
+    Times are seconds of a monotonic clock.
+
+    Attributes:
+        total: used within the window, as of the last call that took a time.
+    """
+
+    __slots__ = ("_charges", "total")
+
+    def __init__(self, charges: list[Charge] | None = None) -> None:
+        self._charges: deque[Charge] = deque(charges or ())
+        self.total = sum(amount for _, amount in self._charges)
+
+    def advance(self, now: float) -> int:
+        """Let go of what is older than a minute; what is left."""
+        charges = self._charges
+        if charges:
+            oldest = int(now * _PER_SECOND) - _SLOTS
+            while charges and charges[0][0] < oldest:
+                self.total -= charges.popleft()[1]
+        return self.total
+
+    def add(self, amount: int, now: float) -> Charge:
+        """Use `amount`; the charge can be given to `correct`."""
+        slot = int(now * _PER_SECOND)
+        charges = self._charges
+        self.total += amount
+        if charges and charges[-1][0] >= slot:
+            charge = charges[-1]
+            charge[1] += amount
+        else:
+            charge = [slot, amount]
+            charges.append(charge)
+        return charge
+
+    def correct(self, charge: Charge, by: int, now: float) -> None:
+        """More was used than was charged, which counts from now, or less, which counts from then."""
+        if by > 0:
+            self.add(by, now)
+        elif by < 0:
+            self.advance(now)
+            if self._charges and charge[0] >= self._charges[0][0]:
+                charge[1] += by
+                self.total += by
+
+    def wait(self, amount: int, limit: int, now: float) -> float:
+        """Seconds until `amount` fits under `limit`; `amount` is no more than `limit`."""
+        excess = self.total + amount - limit
+        for slot, charged in self._charges:
+            if excess <= 0:
+                break
+            excess -= charged
+            freed = (slot + _SLOTS + 1) / _PER_SECOND
+            if excess <= 0:
+                return max(0.0, freed - now)
+        return 0.0
+
+    def reset(self, now: float) -> float:
+        """Seconds until nothing is left in it."""
+        return max(0.0, (self._charges[-1][0] + _SLOTS + 1) / _PER_SECOND - now) if self._charges else 0.0
+
+    def charge_at(self, slot: int) -> Charge:
+        """The charge of `slot`; one outside of the window where there is none."""
+        return next((charge for charge in self._charges if charge[0] == slot), [slot, 0])
+
+    def export(self, shift: int = 0) -> list[Charge]:
+        """Its charges, `shift` slots later."""
+        return [[slot + shift, amount] for slot, amount in self._charges if amount]
+
+
+def slots(seconds: float) -> int:
+    """`seconds` as a number of slots."""
+    return int(seconds * _PER_SECOND)
+
+
+_KEPT_PERIODS = 4
+
+
+class Budget:
+    """What was used in each of the latest periods.
+
+    Some former ones are kept: a clock that jumps and jumps back finds them as they were.
+    """
+
+    __slots__ = ("used",)
+
+    def __init__(self, used: dict[int, int] | None = None) -> None:
+        self.used: dict[int, int] = dict(used or {})
+
+    def of(self, period: int) -> int:
+        """Used in `period`."""
+        return self.used.get(period, 0)
+
+    def add(self, period: int, amount: int) -> None:
+        """Use `amount`, which may be negative, in `period`."""
+        used = self.used
+        if period in used:
+            used[period] += amount
+        else:
+            used[period] = amount
+            while len(used) > _KEPT_PERIODS:
+                del used[next(iter(used))]
