@@ -31,7 +31,7 @@ async def _until(condition: object, seconds: float = 15.0) -> None:
 
 
 def _idle(running: Running) -> bool:
-    pool = running.gateway._pool
+    pool = running.gateway.pool
     return all(engine.in_flight == 0 and not engine.relays for engine in pool.engines)
 
 
@@ -310,7 +310,7 @@ async def test_a_full_queue_says_when_to_come_back_and_a_leaver_frees_his_place(
             engines=[{"name": "e", "url": engine.url, "models": ["m"], "max_in_flight": 1}],
         ) as running,
     ):
-        await _until(lambda: running.gateway._pool.ready(0))
+        await _until(lambda: running.gateway.pool.ready(0))
         first = asyncio.create_task(running.chat())
         await _until(lambda: engine.calls)
         second = asyncio.create_task(running.chat())
@@ -342,7 +342,7 @@ async def test_a_key_has_no_more_requests_in_flight_than_it_may(tmp_path: Path) 
         assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
         asking[0].cancel()
         await _until(
-            lambda: not _idle(running) and sum(e.in_flight for e in running.gateway._pool.engines) == 1
+            lambda: not _idle(running) and sum(e.in_flight for e in running.gateway.pool.engines) == 1
         )
         third = asyncio.create_task(running.chat())
         await _until(lambda: len(engine.calls) == 3)
@@ -353,7 +353,7 @@ async def test_a_key_has_no_more_requests_in_flight_than_it_may(tmp_path: Path) 
 async def test_without_a_living_engine_the_answer_is_quick_and_true(tmp_path: Path) -> None:
     async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
         engine.health = 503
-        await _until(lambda: not running.gateway._pool.ready(0))
+        await _until(lambda: not running.gateway.pool.ready(0))
         response = await running.chat()
         assert response.status == 503
         assert (await response.json())["error"]["code"] == "no_engine"
