@@ -11,6 +11,7 @@ from daemons.gpu_exporter import dcgm
 from daemons.gpu_exporter.collectors import Collector
 from daemons.gpu_exporter.families import Family, Labels, Sample, counter, gauge, render
 from daemons.gpu_exporter.nvml import Gpu, GpuGone, Nvml
+from daemons.gpu_exporter.packing import pack
 from daemons.gpu_exporter.rendering import Lines, document
 from daemons.gpu_exporter.snapshot import GpuStatus, NvmlState, Snapshot
 from daemons.gpu_exporter.xid_events import XidEvents
@@ -97,7 +98,7 @@ class Collection:
             del self._devices[index]
         self._durations |= spent
         xids = tuple(self._xids.drain())
-        body = self._render().encode()
+        body = pack(self._render().encode())
         return Snapshot(
             state=NvmlState.OK,
             taken_at=taken_at,

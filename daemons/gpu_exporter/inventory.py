@@ -14,17 +14,28 @@ MISSING = "missing"
 
 
 class Inventory:
-    """GPUs by UUID, from the settings and from what was seen so far."""
+    """GPUs by UUID, from the settings and from what was seen so far.
+
+    Attributes:
+        version: grows with every change.
+    """
 
     def __init__(self, expected: int | Sequence[str] | None) -> None:
         self._wanted = tuple(expected) if isinstance(expected, Sequence) else ()
         self._number = expected if isinstance(expected, int) else len(self._wanted) or None
         self._seen: dict[str, GpuStatus] = {}
+        self._told: tuple[GpuStatus, ...] = ()
         self._now: tuple[GpuStatus, ...] = ()
+        self.version = 0
 
     def update(self, gpus: Iterable[GpuStatus]) -> None:
         """Take over what NVML lists now."""
-        self._now = tuple(self._identified(tuple(gpus)))
+        told = tuple(gpus)
+        if told == self._told:
+            return
+        self._told = told
+        self.version += 1
+        self._now = tuple(self._identified(told))
         for gpu in self._now:
             if gpu.uuid:
                 self._seen[gpu.uuid] = gpu

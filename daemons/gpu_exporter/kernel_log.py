@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,15 +17,17 @@ from typing import Protocol
 
 import structlog
 
+from daemons.gpu_exporter.child import start
 from daemons.gpu_exporter.settings import KernelLog
 from daemons.gpu_exporter.snapshot import XidEvent
-from daemons.runtime.notify import child_environment
 
 log = structlog.get_logger()
 
 KMSG = Path("/dev/kmsg")
 _RETRY = 30.0
 _CHUNK = 8192
+_AT_ONCE = 100
+_KILL_GRACE = 2.0
 _JOURNALCTL = (
     "journalctl",
     "--dmesg",
@@ -108,9 +111,9 @@ async def read_kmsg(path: Path = KMSG) -> AsyncIterator[XidEvent | None]:
 
 
 def _available(fd: int, path: Path) -> list[str]:
-    """The records that can be read now; one read gives one record."""
+    """Records that can be read now, few enough for the loop; one read gives one record."""
     records: list[str] = []
-    while len(records) < 1000:
+    while len(records) < _AT_ONCE:
         try:
             data = os.read(fd, _CHUNK)
         except BlockingIOError:
@@ -133,27 +136,20 @@ async def read_journal(command: tuple[str, ...] = _JOURNALCTL) -> AsyncIterator[
         Unreadable: there is no journal, no permission, or ``journalctl`` ended.
     """
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env=child_environment(),
-        )
+        child = await start(command, quiet=True)
     except OSError as error:
         raise Unreadable(f"{command[0]}: {error.strerror}") from None
-    assert process.stdout is not None  # noqa: S101 - asked for above
     try:
         yield None
-        with contextlib.suppress(ValueError):
-            while line := await process.stdout.readline():
-                if (event := parse_journal(line)) is not None:
+        with contextlib.suppress(ValueError, ConnectionError):
+            while line := await child.output.readline():
+                if b"NVRM" in line and (event := parse_journal(line)) is not None:
                     yield event
         raise Unreadable(f"{command[0]} ended")
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        child.close()
+        child.signal(signal.SIGKILL)
+        await child.ended(_KILL_GRACE)
 
 
 READERS: dict[KernelLog, tuple[Reader, ...]] = {

@@ -1,13 +1,15 @@
-"""What a scrape is answered with: bytes made beforehand, plus the age of the data at this moment."""
+"""What a scrape is answered with: bytes made beforehand, and the age of the data at this moment."""
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import gzip_accepted
 
 from daemons.gpu_exporter.families import CONTENT_TYPE, Sample, counter, gauge, render
 from daemons.gpu_exporter.inventory import Inventory
+from daemons.gpu_exporter.packing import Packed, gzipped
 from daemons.gpu_exporter.settings import GpuExporterSettings
 from daemons.gpu_exporter.snapshot import NvmlState, Snapshot, XidEvent
 from daemons.gpu_exporter.supervisor import Ending, Events
@@ -25,6 +27,9 @@ LAST = gauge(
 DURATION = gauge("gpu_exporter_collection_duration_seconds", "Time that the last collection took")
 WORKERS = counter("gpu_exporter_worker_endings_total", "Workers that ended and were replaced, by reason")
 STUCK = gauge("gpu_exporter_workers_stuck", "Workers that the kernel does not let die")
+
+_PLAIN = {"Content-Type": CONTENT_TYPE, "Vary": "Accept-Encoding"}
+_GZIPPED = {**_PLAIN, "Content-Encoding": "gzip"}
 
 
 class Page(Events):
@@ -48,6 +53,7 @@ class Page(Events):
         self._endings = dict.fromkeys(Ending, 0)
         self._stuck = 0
         self._snapshot: Snapshot | None = None
+        self._last_success: Snapshot | None = None
         self._state = NvmlState.STARTING
         self._detail = "NVML has not answered yet"
         self.heard = asyncio.Event()
@@ -59,6 +65,7 @@ class Page(Events):
         self._stale_after = settings.stale_after
         self._dcgm_names = settings.dcgm_names
         self.inventory = Inventory(settings.expected_gpus)
+        self._counted_at: tuple[int, int] | None = None
         self._refresh()
 
     def snapshot(self, snapshot: Snapshot) -> None:
@@ -66,12 +73,10 @@ class Page(Events):
         self.heard.set()
         self.xids.add(Source.NVML, snapshot.xids)
         self.xids.active(Source.NVML, snapshot.xid_events)
+        self.inventory.update(snapshot.gpus)
+        self._snapshot = None
         if snapshot.state is NvmlState.OK:
-            self._snapshot = snapshot
-            self.inventory.update(snapshot.gpus)
-        else:
-            self._snapshot = None
-            self.inventory.update(())
+            self._snapshot = self._last_success = snapshot
         self._refresh()
 
     def absent(self, state: NvmlState, detail: str) -> None:
@@ -93,12 +98,10 @@ class Page(Events):
     def kernel_xid(self, event: XidEvent) -> None:
         """The kernel's log tells of an XID error."""
         self.xids.add(Source.KERNEL, [event])
-        self._refresh()
 
     def kernel_log(self, active: bool) -> None:
         """Whether the kernel's log is being read."""
         self.xids.active(Source.KERNEL, active)
-        self._refresh()
 
     @property
     def incomplete(self) -> bool:
@@ -121,28 +124,41 @@ class Page(Events):
 
     def _refresh(self) -> None:
         self._health = render(self._health_samples()).encode()
-        self._presence = render(self.inventory.samples()).encode()
+        self._refresh_counted()
 
-    def render(self, _accept: str = "") -> tuple[bytes, str]:
-        """The answer to a scrape: concatenates bytes, reads no file and asks nobody."""
+    def _refresh_counted(self) -> None:
+        """Render what changes seldom and has many series, if it changed."""
+        version = (self.xids.version, self.inventory.version)
+        if version != self._counted_at:
+            self._counted_at = version
+            self._presence = render(self.inventory.samples()).encode()
+            self._counted = render(self._counted_samples()).encode()
+
+    def render(self, headers: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:
+        """The answer to a scrape: puts bytes together, reads no file and asks nobody."""
+        self._refresh_counted()
         age, snapshot = self.age(), self._snapshot
         fresh = snapshot is not None and age is not None and age <= self._stale_after
-        lines = [SUCCESS(int(fresh and self._state is NvmlState.OK))]
+        moment = [SUCCESS(int(fresh and self._state is NvmlState.OK))]
         if age is not None:
-            lines.append(AGE(round(age, 6)))
-        parts = [self._process, self._health, render(lines).encode()]
-        if fresh and snapshot is not None:
-            parts += [self._presence, snapshot.body]
-        return b"".join(parts), CONTENT_TYPE
+            moment.append(AGE(round(age, 6)))
+        body = snapshot.body if fresh and snapshot is not None else Packed()
+        presence = self._presence if fresh else b""
+        rest = b"".join((presence, self._counted, self._health, render(moment).encode(), self._process))
+        if gzip_accepted(headers.get("Accept-Encoding", "")):
+            return gzipped(body, rest), _GZIPPED
+        return body.plain + rest, _PLAIN
 
     def _health_samples(self) -> Iterator[Sample]:
         yield from (STATE(int(state is self._state), ("state", state)) for state in NvmlState)
         yield STALE_AFTER(self._stale_after)
-        if self._snapshot is not None:
-            yield LAST(round(self._snapshot.taken_at, 3))
-            yield DURATION(round(self._snapshot.duration, 6))
+        if self._last_success is not None:
+            yield LAST(round(self._last_success.taken_at, 3))
+            yield DURATION(round(self._last_success.duration, 6))
         yield from (WORKERS(number, ("reason", ending)) for ending, number in self._endings.items())
         yield STUCK(self._stuck)
+
+    def _counted_samples(self) -> Iterator[Sample]:
         yield from self.inventory.expected()
         yield from self.xids.samples(self.inventory.by_pci())
         if self._dcgm_names:

@@ -4,6 +4,8 @@ from enum import StrEnum
 
 import msgspec
 
+from daemons.gpu_exporter.packing import Packed
+
 
 class NvmlState(StrEnum):
     """Whether NVML answers: a closed vocabulary, one series each."""
@@ -66,7 +68,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     taken_monotonic: float = 0.0
     duration: float = 0.0
     gpus: tuple[GpuStatus, ...] = ()
-    body: bytes = b""
+    body: Packed = Packed()
     xids: tuple[XidEvent, ...] = ()
     xid_events: bool = False
 

@@ -1,8 +1,8 @@
-"""The process that talks to NVML, and may hang in it: ``python -m daemons.gpu_exporter.worker FD JSON``.
+"""The process that talks to NVML, and may hang in it: ``python -m daemons.gpu_exporter.worker JSON``.
 
-It writes one frame (`snapshot.encode`) a collection to the inherited descriptor and knows nothing of scrapes.
-It ends when told to (SIGTERM), when its parent is gone, or when NVML broke in a way that only a fresh process
-can mend, such as a library newer than the one that is loaded.
+It writes one frame (`snapshot.encode`) a collection to its standard output, a socket, and knows nothing of
+scrapes. It ends when told to (SIGTERM), when its parent is gone, or when NVML broke in a way that only a
+fresh process can mend, such as a library newer than the one that is loaded.
 """
 
 import contextlib
@@ -90,9 +90,11 @@ def _absent(error: NvmlGone) -> Snapshot:
 
 
 def main(argv: list[str]) -> int:
-    """``argv``: the descriptor to write to, and `Orders` as JSON."""
-    out = socket.socket(fileno=int(argv[0]))
-    orders = msgspec.json.decode(argv[1], type=Orders)
+    """``argv``: `Orders` as JSON."""
+    out = socket.socket(fileno=os.dup(sys.stdout.fileno()))
+    # What a library prints must not end up between the frames.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    orders = msgspec.json.decode(argv[0], type=Orders)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     # Ctrl-C reaches the whole foreground group; when this process ends is its parent's decision.

@@ -28,6 +28,9 @@ class XidCounts:
     Both sources report the same errors, and each may miss some: NVML those of the time without a worker, the
     kernel log those that were overwritten. So the count is the larger of the two, which never tells more than
     happened and never falls.
+
+    Attributes:
+        version: grows with every change.
     """
 
     def __init__(self) -> None:
@@ -35,10 +38,13 @@ class XidCounts:
         self._last: dict[tuple[str, int], float] = {}
         self._latest: dict[str, int] = {}
         self._active = dict.fromkeys(Source, False)
+        self.version = 0
 
     def active(self, source: Source, active: bool) -> None:
         """Whether `source` is being read."""
-        self._active[source] = active
+        if self._active[source] != active:
+            self._active[source] = active
+            self.version += 1
 
     def add(self, source: Source, events: Iterable[XidEvent]) -> None:
         """Count `events`."""
@@ -52,6 +58,7 @@ class XidCounts:
             if event.at >= self._last.get(key, 0.0):
                 self._last[key] = event.at
             self._latest[event.pci] = event.xid
+            self.version += 1
 
     def samples(self, gpus: Mapping[str, GpuStatus]) -> Iterator[Sample]:
         """Everything counted; `gpus` are those known, by PCI address. Nothing while no source is read."""

@@ -1,7 +1,7 @@
 """The Prometheus endpoint that every daemon offers on an address of its own."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
 from aiohttp import web
@@ -17,8 +17,8 @@ from prometheus_client.exposition import choose_encoder
 from daemons.runtime.http import serving
 from daemons.runtime.version import VERSION
 
-Render = Callable[[str], tuple[bytes, str]]
-"""Turns an ``Accept`` header into an exposition and its content type."""
+Render = Callable[[Mapping[str, str]], tuple[bytes, Mapping[str, str]]]
+"""Turns the headers of a scrape into an exposition and its headers, ``Content-Type`` among them."""
 
 
 def new_registry() -> CollectorRegistry:
@@ -35,9 +35,9 @@ def new_registry() -> CollectorRegistry:
 def render_registry(registry: CollectorRegistry) -> Render:
     """A `Render` for `registry`, in the text format or OpenMetrics as the scraper prefers."""
 
-    def render(accept: str) -> tuple[bytes, str]:
-        encode, content_type = choose_encoder(accept)
-        return encode(registry), content_type
+    def render(headers: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:
+        encode, content_type = choose_encoder(headers.get("Accept", ""))
+        return encode(registry), {"Content-Type": content_type}
 
     return render
 
@@ -46,8 +46,8 @@ def metrics_app(title: str, render: Render) -> web.Application:
     """An application that answers ``GET /metrics``, and ``GET /`` with a link to it."""
 
     async def metrics(request: web.Request) -> web.Response:
-        body, content_type = render(request.headers.get("Accept", ""))
-        return web.Response(body=body, headers={"Content-Type": content_type})
+        body, headers = render(request.headers)
+        return web.Response(body=body, headers=headers)
 
     async def index(_: web.Request) -> web.Response:
         page = f'<!doctype html><title>{title}</title><h1>{title}</h1><a href="/metrics">metrics</a>\n'

@@ -39,7 +39,7 @@ def rendered(unit_of: Callable[[int], str], *, dcgm: bool = False, expected: int
     shown = Page(settings, CollectorRegistry(), clock=lambda: 100.25)
     shown.xids.active(Source.KERNEL, True)
     shown.snapshot(msgspec.structs.replace(taken, taken_at=1_700_000_000.0))
-    return shown.render()[0].decode()
+    return shown.render({})[0].decode()
 
 
 def compare(name: str, text: str) -> None:

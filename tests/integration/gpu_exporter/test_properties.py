@@ -63,7 +63,7 @@ def taken(unit_of: Callable[[int], str]) -> Snapshot:
 def test_any_error_on_any_call(inside: Any, unit_of: Callable[[int], str], name: str) -> None:
     inside.use(name)
     healthy = list(inside.lines)
-    whole = series(taken(unit_of).body)
+    whole = series(taken(unit_of).body.plain)
     assert len(whole) > 50
 
     @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -74,7 +74,7 @@ def test_any_error_on_any_call(inside: Any, unit_of: Callable[[int], str], name:
         snapshot = taken(unit_of)
         page = Page(GpuExporterSettings(expected_gpus=2), CollectorRegistry(), clock=lambda: 0.0)
         page.snapshot(snapshot)
-        text, _ = page.render()
+        text, _ = page.render({})
         answered = {gpu.uuid for gpu in snapshot.gpus if not gpu.fault}
         for key, value in series(text).items():
             name, labels = key
@@ -95,12 +95,12 @@ def test_any_error_on_any_call(inside: Any, unit_of: Callable[[int], str], name:
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_each_call_failing_alone(inside: Any, unit_of: Callable[[int], str], function: str) -> None:
     inside.use("a6000-pair")
-    whole = series(taken(unit_of).body)
+    whole = series(taken(unit_of).body.plain)
     for code in (1, 2, 3, 4, 9, 10, 13, 15, 16, 18, 999):
         inside.use("a6000-pair")
         inside.add(f"1 error.{function} {code}")
         snapshot = taken(unit_of)
-        body = series(snapshot.body)
+        body = series(snapshot.body.plain)
         own = {"gpu_info", "gpu_unit_utilization_ratio"}
         assert all(whole.get(key) == value for key, value in body.items() if key[0] not in own)
         if snapshot.state is NvmlState.OK:

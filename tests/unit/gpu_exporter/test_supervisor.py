@@ -6,6 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from daemons.gpu_exporter import supervisor as module
+from daemons.gpu_exporter.packing import pack
 from daemons.gpu_exporter.page import Page
 from daemons.gpu_exporter.settings import GpuExporterSettings
 from daemons.gpu_exporter.snapshot import NvmlState, Snapshot, decode, encode, payload_length
@@ -14,7 +15,7 @@ from daemons.gpu_exporter.supervisor import MAX_ABANDONED, Ending, Supervisor
 SETTINGS = GpuExporterSettings(
     interval=0.05, stale_after=0.1, worker_timeout=0.1, start_timeout=0.1, release_hold=0
 )
-GOOD = Snapshot(state=NvmlState.OK, body=b"gpu_data 1\n")
+GOOD = Snapshot(state=NvmlState.OK, body=pack(b"gpu_data 1\n"))
 
 
 class FakeWorker:
@@ -93,7 +94,7 @@ async def test_workers_stuck_in_the_kernel_are_left_behind_but_not_without_bound
         for _ in range(MAX_ABANDONED + 3):
             await running.ending()
         assert running.spawned == MAX_ABANDONED
-        assert f"gpu_exporter_workers_stuck {MAX_ABANDONED}\n".encode() in running.page.render()[0]
+        assert f"gpu_exporter_workers_stuck {MAX_ABANDONED}\n".encode() in running.page.render({})[0]
         assert running.supervisor.progressing()
         running.workers[0].immortal = False
         await running.ending()
@@ -106,8 +107,8 @@ async def test_release_ends_the_worker_and_shows_no_data() -> None:
         await asyncio.wait_for(running.page.heard.wait(), 30)
         await running.supervisor.release(SETTINGS.model_copy(update={"release_hold": 60.0}))
         assert await running.ending() is Ending.RELEASED
-        assert b'gpu_exporter_nvml_state{state="released"} 1' in running.page.render()[0]
-        assert b"gpu_data" not in running.page.render()[0]
+        assert b'gpu_exporter_nvml_state{state="released"} 1' in running.page.render({})[0]
+        assert b"gpu_data" not in running.page.render({})[0]
         assert running.spawned == 1
 
 
@@ -120,23 +121,34 @@ async def test_a_worker_that_cannot_be_started() -> None:
     running.supervisor = Supervisor(refuse, running.page, SETTINGS)
     async with running:
         assert await running.ending() is Ending.FAILED
-        assert b'gpu_exporter_nvml_state{state="error"} 1' in running.page.render()[0]
+        assert b'gpu_exporter_nvml_state{state="error"} 1' in running.page.render({})[0]
 
 
 def test_data_vanish_when_old_and_the_age_says_how_old() -> None:
     now = [100.0]
     page = Page(GpuExporterSettings(), CollectorRegistry(), clock=lambda: now[0])
-    page.snapshot(Snapshot(state=NvmlState.OK, body=b"gpu_data 1\n", taken_monotonic=99.0, taken_at=5.0))
-    assert b"gpu_data 1\n" in page.render()[0]
-    assert b"gpu_exporter_collection_success 1\n" in page.render()[0]
+    page.snapshot(
+        Snapshot(state=NvmlState.OK, body=pack(b"gpu_data 1\n"), taken_monotonic=99.0, taken_at=5.0)
+    )
+    assert b"gpu_data 1\n" in page.render({})[0]
+    assert b"gpu_exporter_collection_success 1\n" in page.render({})[0]
     now[0] = 104.5
-    text, _ = page.render()
+    text, _ = page.render({})
     assert b"gpu_data" not in text
     assert b"gpu_up" not in text
     assert b"gpu_present" not in text
     assert b"gpu_exporter_snapshot_age_seconds 5.5\n" in text
     assert b"gpu_exporter_collection_success 0\n" in text
     assert b"gpu_exporter_last_success_timestamp_seconds 5.0\n" in text
+
+
+def test_the_last_success_is_told_when_nvml_fails() -> None:
+    page = Page(GpuExporterSettings(), CollectorRegistry(), clock=lambda: 100.0)
+    page.snapshot(Snapshot(state=NvmlState.OK, taken_monotonic=99.0, taken_at=5.0))
+    page.snapshot(Snapshot(state=NvmlState.NO_DRIVER, taken_monotonic=100.0, taken_at=6.0))
+    text, _ = page.render({})
+    assert b"gpu_exporter_last_success_timestamp_seconds 5.0\n" in text
+    assert b"gpu_exporter_snapshot_age_seconds" not in text
 
 
 def test_frames() -> None:
