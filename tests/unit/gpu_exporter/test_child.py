@@ -18,7 +18,7 @@ async def test_writes_to_us_and_ends() -> None:
     child.signal(signal.SIGKILL)
     child.close()
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(-1, os.WNOHANG)  # noqa: ASYNC222 - does not wait
 
 
 async def test_is_killed() -> None:
