@@ -1,5 +1,6 @@
 """Checks of parameters against their bounds; each raises `ApiError` naming the parameter and the bound."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ Check = Callable[[str, msgspec.Raw, PolicySettings], None]
 _decode = msgspec.json.Decoder().decode
 _decode_number = msgspec.json.Decoder(float | bool | None).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_TOKENS = re.compile(rb"\[\s*[0-9]")
 
 
 def beyond(name: str, what: str, bound: int) -> ApiError:
@@ -36,6 +38,13 @@ def value_of(name: str, raw: msgspec.Raw) -> Any:
         return _decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise _wrong(name, "valid JSON") from None
+
+
+def small(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
+    """Anything of bearable size."""
+    size = len(memoryview(raw))
+    if size > bounds.value_bytes:
+        raise beyond(name, f"{size} bytes", bounds.value_bytes)
 
 
 def number(bound_name: str, *, least: int = 0) -> Check:
@@ -80,24 +89,22 @@ def entries(bound_name: str) -> Check:
     return check
 
 
-def prompts(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
+def prompts(bound_name: str) -> Check:
     """A text, a list of texts, a list of tokens, or a list of such lists; what is counted is prompts."""
-    if bytes(memoryview(raw)[:1]) != b"[":
-        return
-    try:
-        items = _decode_list(raw)
-    except (msgspec.MsgspecError, RecursionError):
-        raise _wrong(name, "valid JSON") from None
-    tokens = bool(items) and bytes(memoryview(items[0])[:1]).isdigit()
-    if not tokens and len(items) > bounds.prompts:
-        raise beyond(name, f"{len(items)} entries", bounds.prompts)
+    count = entries(bound_name)
+
+    def check(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
+        if _TOKENS.match(raw) is None:
+            count(name, raw, bounds)
+
+    return check
 
 
 def stop(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
     """Stop strings: how many, and how long together."""
-    entries("stop")(name, raw, bounds)
     if len(memoryview(raw)) > bounds.stop_bytes:
         raise beyond(name, f"{len(memoryview(raw))} bytes", bounds.stop_bytes)
+    entries("stop")(name, raw, bounds)
 
 
 def schema(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
@@ -105,6 +112,10 @@ def schema(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
     size = len(memoryview(raw))
     if size > bounds.schema_bytes:
         raise beyond(name, f"{size} bytes", bounds.schema_bytes)
+    _nesting(name, raw, bounds)
+
+
+def _nesting(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
     level = [value_of(name, raw)]
     depth = 0
     while level:
@@ -119,7 +130,7 @@ def _children(name: str, node: Any, bounds: PolicySettings) -> list[Any]:
         return node
     if not isinstance(node, dict):
         return []
-    for key in ("regex", "pattern", "guided_regex"):
+    for key in ("regex", "pattern", "whitespace_pattern"):
         pattern = node.get(key)
         if isinstance(pattern, str) and len(pattern.encode()) > bounds.regex_bytes:
             raise beyond(f"{name}.{key}", f"{len(pattern.encode())} bytes", bounds.regex_bytes)
@@ -127,9 +138,20 @@ def _children(name: str, node: Any, bounds: PolicySettings) -> list[Any]:
 
 
 def tools(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
-    """Tools: how many, and their schemas."""
+    """Tools: how many, their schemas, and none that lets the engine reach out."""
+    size = len(memoryview(raw))
+    if size > bounds.tools_bytes:
+        raise beyond(name, f"{size} bytes", bounds.tools_bytes)
     entries("tools")(name, raw, bounds)
-    schema(name, raw, bounds)
+    _nesting(name, raw, bounds)
+    given = value_of(name, raw)
+    for tool in given if isinstance(given, list) else ():
+        if isinstance(tool, dict) and tool.keys() & {"server_url", "connector_id"}:
+            raise ApiError(
+                ErrorCode.PARAMETER_NOT_ALLOWED,
+                f"'{name}' must not name servers; this server calls none.",
+                param=name,
+            )
 
 
 def template_kwargs(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:

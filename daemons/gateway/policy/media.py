@@ -1,6 +1,7 @@
 """Media in a conversation: inside the request as ``data:`` URLs, or from hosts that an engine may reach."""
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,29 +11,63 @@ from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.policy.checks import value_of
 
 _KEYS = frozenset({"image_url", "video_url", "audio_url", "file_url", "url"})
-_NOT_OURS = frozenset({"uuid", "image_embeds", "audio_embeds", "prompt_embeds"})
+_INSIDE = frozenset({"input_audio", "data", "file_data"})
+# Keys and types of content parts by which tensors or the engine's own cache entries would come in.
+_NOT_OURS = frozenset({"uuid", "image_pil", "image_embeds", "audio_embeds", "video_embeds", "prompt_embeds"})
+_HINTS = (b"url", b"uuid", b"_embeds", b"image_pil", b"input_audio", b"base64", b"file_data", b"\\u00")
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """What a conversation holds of media within itself.
+
+    Attributes:
+        count: images, sounds and files.
+        size: their bytes.
+    """
+
+    count: int
+    size: int
+
+    def __add__(self, other: "Media") -> "Media":
+        return Media(self.count + other.count, self.size + other.size)
+
+
+NO_MEDIA = Media(0, 0)
 
 
 def may_hold_media(body: bytes) -> bool:
     """Whether a request could hold media at all; keys can hide from this only behind escapes, which count."""
-    return b"url" in body or b"uuid" in body or b"_embeds" in body or b"\\u00" in body
+    return any(hint in body for hint in _HINTS)
 
 
-def check_media(name: str, raw: msgspec.Raw, hosts: Collection[str]) -> None:
+def check_media(name: str, raw: msgspec.Raw, hosts: Collection[str]) -> Media:
     """Refuse media from anywhere but `hosts`; `raw` is a conversation in any of the APIs' forms.
 
     Raises:
         ApiError: a part names a URL that the engine must not fetch.
     """
+    found = NO_MEDIA
     for part in _parts(value_of(name, raw)):
-        if part.keys() & _NOT_OURS:
-            found = min(part.keys() & _NOT_OURS)
+        kind = part.get("type")
+        refused = part.keys() & _NOT_OURS or ({kind} & _NOT_OURS if isinstance(kind, str) else ())
+        if refused:
             raise ApiError(
-                ErrorCode.PARAMETER_NOT_ALLOWED, f"'{found}' in '{name}' must not be set.", param=name
+                ErrorCode.PARAMETER_NOT_ALLOWED, f"'{min(refused)}' in '{name}' must not be set.", param=name
             )
         for key in part.keys() & _KEYS:
             value = part[key]
-            _check_url(name, value.get("url") if isinstance(value, dict) else value, hosts)
+            url = value.get("url") if isinstance(value, dict) else value
+            _check_url(name, url, hosts)
+            found += _size(url)
+        for key in part.keys() & _INSIDE:
+            value = part[key]
+            found += _size(value.get("data") if isinstance(value, dict) else value)
+    return found
+
+
+def _size(media: Any) -> Media:
+    return Media(1, len(media)) if isinstance(media, str) else NO_MEDIA
 
 
 def _parts(conversation: Any) -> Iterator[dict[str, Any]]:

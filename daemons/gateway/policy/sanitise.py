@@ -8,7 +8,8 @@ import msgspec
 
 from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.policy.bounds import PolicySettings
-from daemons.gateway.policy.media import check_media, may_hold_media
+from daemons.gateway.policy.media import NO_MEDIA, Media, check_media, may_hold_media
+from daemons.gateway.policy.structure import check_structure
 from daemons.gateway.policy.table import RULES, Action
 
 Body = dict[str, msgspec.Raw]
@@ -28,7 +29,12 @@ class _StreamOptions(msgspec.Struct):
 _decode_stream_options = msgspec.json.Decoder(_StreamOptions | None).decode
 
 
-_CONVERSATIONS = ("messages", "input", "system", "documents", "query", "queries", "items", "data_1", "data_2")
+_CONVERSATIONS = (
+    *("messages", "input", "system", "documents", "query", "queries", "items"),
+    *("data_1", "data_2", "text_1", "text_2", "prompt", "instructions"),
+)
+_TOKENS_OF_MEDIA = 1024
+"""An image costs from some hundred to some thousand tokens, depending on the model."""
 _NOTHING = frozenset({b"null", b"false"})
 _FALSE = msgspec.Raw(b"false")
 
@@ -144,11 +150,13 @@ class Policy:
         """
         body = parse(raw)
         model = text_of(body, "model")
+        check_structure(body, len(raw), self._bounds)
         changed = self._apply(body)
+        media = NO_MEDIA
         if may_hold_media(raw):
             for name in _CONVERSATIONS:
                 if name in body:
-                    check_media(name, body[name], self._media_hosts(model))
+                    media += check_media(name, body[name], self._media_hosts(model))
         stream = fields.streams and flag_of(body, "stream")
         keep_final = keep_all = False
         if stream and fields.usage_in_stream:
@@ -169,7 +177,7 @@ class Policy:
             keep_final=keep_final,
             keep_all=keep_all,
             body=_encode(body) if changed else raw,
-            prompt_tokens=len(raw) // 4 if fields.metered else 0,
+            prompt_tokens=_prompt_tokens(len(raw), media) if fields.metered else 0,
             answer_tokens=_answer_tokens(body) if fields.streams else 0,
         )
 
@@ -191,6 +199,11 @@ class Policy:
         for name in dropped:
             del body[name]
         return bool(dropped)
+
+
+def _prompt_tokens(size: int, media: Media) -> int:
+    """About how many tokens a body of `size` bytes with `media` inside it is."""
+    return (size - media.size) // 4 + media.count * _TOKENS_OF_MEDIA
 
 
 def cache_salts(secret: bytes) -> Callable[[str], bytes]:

@@ -41,17 +41,27 @@ def _rules(action: Action, reason: str, names: str, check: Check | None = None) 
 
 
 RULES: dict[str, Rule] = {
+    **_rules(Action.PASS, "Changes only the caller's own answer.", "model stream"),
+    **_rules(
+        Action.PASS, "Text of the caller's own prompt.", "system instructions instruction query suffix tokens"
+    ),
     **_rules(
         Action.PASS,
-        "Changes only the caller's own answer.",
-        "model stream temperature top_p top_k min_p frequency_penalty presence_penalty repetition_penalty"
-        " length_penalty seed user metadata echo suffix ignore_eos include_stop_str_in_output"
+        "Changes only the caller's own answer; its size is bounded.",
+        "temperature top_p min_p frequency_penalty presence_penalty repetition_penalty"
+        " length_penalty seed user metadata echo ignore_eos include_stop_str_in_output"
         " skip_special_tokens spaces_between_special_tokens add_special_tokens add_generation_prompt"
         " continue_final_message parallel_tool_calls tool_choice reasoning_effort reasoning include_reasoning"
-        " include truncation truncate_prompt_tokens truncation_side encoding_format dimensions"
-        " embed_dtype endianness use_activation padding top_n query instruction instructions"
-        " max_tokens_per_doc max_tokens_per_query return_token_strs tokens thinking thinking_token_budget"
-        " system service_tier prompt_cache_key max_tool_calls return_documents",
+        " include truncation truncation_side encoding_format embed_dtype endianness use_activation padding"
+        " return_token_strs thinking service_tier prompt_cache_key return_documents",
+        checks.small,
+    ),
+    **_rules(
+        Action.BOUND,
+        "An engine fails at numbers beyond 64 bits.",
+        "top_k thinking_token_budget truncate_prompt_tokens dimensions top_n max_tokens_per_doc"
+        " max_tokens_per_query max_tool_calls",
+        checks.number("count", least=-1),
     ),
     **_rules(Action.BOUND, "Each answer costs as much as a request.", "n", checks.number("n", least=1)),
     **_rules(
@@ -94,8 +104,14 @@ RULES: dict[str, Rule] = {
     **_rules(
         Action.BOUND,
         "Every prompt is a request of its own (CVE-2026-73559).",
-        "prompt input documents data_1 data_2 text_1 text_2 queries items",
-        checks.prompts,
+        "prompt",
+        checks.prompts("prompts"),
+    ),
+    **_rules(
+        Action.BOUND,
+        "Every text is a request of its own; items of a conversation are rendered one by one.",
+        "input documents data_1 data_2 text_1 text_2 queries items",
+        checks.prompts("inputs"),
     ),
     **_rules(
         Action.BOUND,

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemons.gateway.errors import ApiError, ErrorCode
+from daemons.gateway.policy import structure
 from daemons.gateway.policy.bounds import PolicySettings
 from daemons.gateway.policy.sanitise import EngineFields, Policy, Sanitised, cache_salts
 from daemons.gateway.policy.table import RULES, Action, as_markdown
@@ -75,6 +77,16 @@ def test_what_is_refused_is_named(name: str) -> None:
         ("prompt", list(range(1000)), [[1]] * 257),
         ("chat_template_kwargs", {"enable_thinking": False}, {"chat_template": "{{ 1 }}"}),
         ("chat_template_kwargs", {}, {"a": "x" * 5000}),
+        ("top_k", -1, 10**30),
+        ("input", ["a"] * 2048, ["a"] * 2049),
+        ("input", [{"role": "user"}] * 300, [{"role": "user", "content": [1] * 9000}]),
+        ("tools", [{"type": "function", "a": "x" * 9000}] * 9, [{"type": "mcp", "server_url": "http://x"}]),
+        ("metadata", {"a": "b"}, {"a": "x" * 70000}),
+        ("include", [], [1] * 9000),
+        ("messages", [{"content": "1," * 50000}], [{"content": [{}] * 8200}]),
+        ("messages", [{"role": "user"}], [{str(i): {} for i in range(100000)}]),
+        ("prompt", [5] * 30000, [5, *["a"] * 9000]),
+        ("prompt", [[5] * 30000], [[[5]] * 9000]),
     ],
 )
 def test_bounds(name: str, good: object, bad: object) -> None:
@@ -84,6 +96,60 @@ def test_bounds(name: str, good: object, bad: object) -> None:
     assert (caught.value.param or "").startswith(name)
     assert name in caught.value.message
     assert caught.value.status == 400
+
+
+@given(
+    st.recursive(
+        st.text(max_size=5) | st.integers() | st.none(),
+        lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=30,
+    )
+)
+def test_entries_of_lists_are_counted_wherever_they_are(value: Any) -> None:
+    def entries(node: Any) -> int:
+        if isinstance(node, dict):
+            return sum(map(entries, node.values()))
+        return len(node) + sum(map(entries, node)) if isinstance(node, list) else 0
+
+    def counted(value: Any, bound: int) -> bool:
+        return not structure._has_more(json.dumps(value).encode(), bound)
+
+    # An empty list counts as one: that is why the bound of the other side is not exact.
+    least, most = entries(value), entries(json.loads(json.dumps(value).replace("[]", "[0]")))
+    # Enough members of objects that these alone do not exceed the bound.
+    assert counted([value, *[0] * 50], most + 60)
+    assert not counted([value, *[0] * 50], least + 50)
+
+
+def test_a_body_of_millions_of_values_is_refused_at_once() -> None:
+    for junk in (b"1," * 9_000_000, b'{"":1},' * 2_000_000, b'"\\n",' * 3_000_000, b"[[],[]]," * 2_000_000):
+        began = time.process_time()
+        with pytest.raises(ApiError):
+            ask(b'{"model":"m","messages":[{"role":"user","content":[' + junk + b"1]}]}")
+        assert time.process_time() - began < 5
+
+
+def test_media_are_not_counted_as_text() -> None:
+    image = _image("data:image/png;base64," + "A" * 400_000)
+    assert 1024 < ask(image).prompt_tokens < 1200
+    audio = {"type": "input_audio", "input_audio": {"data": "A" * 400_000, "format": "wav"}}
+    assert 1024 < ask({"model": "m", "messages": [{"content": [audio]}]}).prompt_tokens < 1200
+    assert ask({"model": "m", "prompt": "a" * 4000}).prompt_tokens > 1000
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "video_embeds", "video_embeds": "AA"},
+        {"type": "prompt_embeds", "data": "AA"},
+        {"image_pil": "AA"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}, "uuid": "another's"},
+    ],
+)
+def test_tensors_and_cache_entries_do_not_come_in_as_parts(part: dict[str, Any]) -> None:
+    with pytest.raises(ApiError) as caught:
+        ask({"model": "m", "messages": [{"role": "user", "content": [part]}]})
+    assert caught.value.code is ErrorCode.PARAMETER_NOT_ALLOWED
 
 
 def test_a_deep_schema_is_refused() -> None:
@@ -126,6 +192,8 @@ def test_media_from_elsewhere_is_refused(url: str) -> None:
         {"model": "m", "messages": [{"content": [{"type": "image", "source": {"type": "url", "url": url}}]}]},
         {"model": "m", "input": [{"content": [{"type": "input_image", "image_url": url}]}]},
         {"model": "m", "messages": [{"content": [{"type": "video_url", "video_url": {"url": url}}]}]},
+        {"model": "m", "text_1": {"content": [{"type": "image_url", "image_url": {"url": url}}]}},
+        {"model": "m", "text_2": [{"content": [{"type": "image_url", "image_url": {"url": url}}]}]},
     ):
         with pytest.raises(ApiError):
             ask(body, "allowed.example.org")
