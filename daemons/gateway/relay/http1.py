@@ -118,6 +118,8 @@ class LengthBody:
 
     __slots__ = ("_left", "done")
 
+    aligned = False
+
     def __init__(self, length: int) -> None:
         self._left = length
         self.done = length == 0
@@ -146,6 +148,11 @@ class ChunkedBody:
         self._left = 0
         self._trailers = -1
         self.done = False
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the next octet begins a chunk."""
+        return not self._rest and not self._left and self._trailers < 0
 
     def feed(self, data: bytes) -> bytes:
         """The payload in `data`.

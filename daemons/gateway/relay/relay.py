@@ -12,7 +12,7 @@ from typing import Protocol
 from daemons.gateway.errors import ErrorCode
 from daemons.gateway.relay.http1 import ProtocolError, ResponseHead
 from daemons.gateway.relay.sse import TokenCounts, UsageScan
-from daemons.gateway.relay.upstream import EngineConnection
+from daemons.gateway.relay.upstream import EngineConnection, Shortcut
 
 _COLLECT = 262144
 """An answer up to this size is collected, so that it reaches the client whole or not at all."""
@@ -218,6 +218,9 @@ class Relay:
             self._collected.append(data)
             if self._collected_size > _COLLECT:
                 self._forward_collected()
+
+    def shortcut(self) -> Shortcut | None:
+        return None
 
     def response_ended(self) -> None:
         self._connection = None

@@ -15,7 +15,7 @@ MAX_EVENT = 16 * 1024 * 1024
 """Bytes of one event; logprobs over a large vocabulary come near a megabyte."""
 
 # Quotes inside JSON strings are escaped, so that these bytes can only be a key of the event itself.
-_USAGE_KEY = b',"usage":{'
+USAGE_KEY = b',"usage":{'
 _USAGE = re.compile(rb',"usage":(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _EMPTY_CHOICES = b'"choices":[]'
 
@@ -112,18 +112,26 @@ class OpenAIFilter(EventFilter):
     Args:
         keep_final: the client asked for ``include_usage``, and gets the last, choiceless event.
         keep_all: the client also asked for ``continuous_usage_stats``.
+
+    Attributes:
+        latest: what last told usage, with whatever stood around it.
     """
 
-    __slots__ = ("_keep_all", "_keep_final", "_usage")
+    __slots__ = ("_keep_all", "_keep_final", "latest")
 
     def __init__(self, *, keep_final: bool, keep_all: bool) -> None:
         super().__init__()
         self._keep_final = keep_final
         self._keep_all = keep_all
-        self._usage = b""
+        self.latest = b""
+
+    @property
+    def strips(self) -> bool:
+        """Whether each event loses its usage, and whole ones begin where the next piece does."""
+        return not self._keep_all and not self._rest
 
     def _event(self, event: bytes) -> bytes:
-        at = event.rfind(_USAGE_KEY)
+        at = event.rfind(USAGE_KEY)
         if at > 0:
             return self._with_usage(event, at)
         if event.startswith(b"data: [DONE]"):
@@ -139,21 +147,18 @@ class OpenAIFilter(EventFilter):
 
     def _with_usage(self, event: bytes, at: int) -> bytes:
         self.events += 1
-        if event.endswith(b"}}\n\n"):
-            end = len(event) - 3
-        else:
-            match = _USAGE.match(event, at)
-            if match is None:
-                return event
-            end = match.end()
-        self._usage = event[at + 9 : end]
+        match = _USAGE.match(event, at)
+        if match is None:
+            return event
+        self.latest = event
         if event.find(_EMPTY_CHOICES, 0, at) > 0:
             return event if self._keep_final else b""
-        return event if self._keep_all else event[:at] + event[end:]
+        return event if self._keep_all else event[:at] + event[match.end() :]
 
     def usage(self) -> TokenCounts | None:
         """The latest counts the engine gave."""
-        return read_usage(self._usage) if self._usage else None
+        match = _USAGE.match(self.latest, self.latest.rfind(USAGE_KEY)) if self.latest else None
+        return read_usage(match.group(1)) if match else None
 
 
 class NamedFilter(EventFilter):

@@ -7,7 +7,8 @@ from time import monotonic
 from daemons.gateway.errors import ErrorCode
 from daemons.gateway.relay.http1 import ProtocolError, ResponseHead
 from daemons.gateway.relay.relay import Client, Observer, Patience, Relay
-from daemons.gateway.relay.sse import EventFilter, TokenCounts
+from daemons.gateway.relay.sse import USAGE_KEY, EventFilter, OpenAIFilter, TokenCounts
+from daemons.gateway.relay.upstream import Shortcut
 
 ErrorEvent = Callable[[ErrorCode], bytes]
 """Makes the event that tells a stream's reader of a failure, in the API's own form."""
@@ -20,6 +21,11 @@ _CHUNKED = b"Transfer-Encoding: chunked\r\n"
 _END = b"0\r\n\r\n"
 _SIZES = 4096
 _SIZE_LINES = [b"%x\r\n" % size for size in range(_SIZES)]
+_CHUNK_LINES = {len(line) + size + 2: line for size, line in enumerate(_SIZE_LINES)}
+"""What a chunk begins with, by its length with all its framing."""
+_CHOICE = b'"choices":[{'
+_USAGE_END = b"}}\n\n\r\n"
+_EVENT_END = b"}\n\n\r\n"
 _COMMENT = b": keep-alive\n\n"
 
 
@@ -30,7 +36,7 @@ class StreamRelay(Relay):
     keeps its status code, and after a comment another engine may still take over.
     """
 
-    __slots__ = ("_ended", "_error_event", "_filter", "_make_filter", "_written_at")
+    __slots__ = ("_ended", "_error_event", "_filter", "_make_filter", "_prefix", "_stripped", "_written_at")
 
     def __init__(
         self,
@@ -48,6 +54,8 @@ class StreamRelay(Relay):
         super().__init__(client, loop, fields=fields, patience=patience, observer=observer, chunked=chunked)
         self._make_filter = events
         self._filter = events()
+        self._prefix = b""
+        self._stripped: OpenAIFilter
         self._error_event = error_event
         self._written_at = self._started
         self._ended = False
@@ -95,6 +103,42 @@ class StreamRelay(Relay):
             self._send(out, now, last=last and events.complete)
         if events.error is not None:
             self.fail(ErrorCode.ENGINE_ERROR, events.error[:2000].decode(errors="replace"))
+
+    def shortcut(self) -> Shortcut | None:
+        events = self._filter
+        if not (self.first_at and self._chunked and isinstance(events, OpenAIFilter) and events.strips):
+            return None
+        self._prefix = events.latest[: events.latest.find(_CHOICE) + len(_CHOICE)]
+        self._stripped = events
+        return self._take_event if self._prefix.startswith(b"data: ") else None
+
+    def _take_event(self, data: bytes) -> bool:
+        """Take a chunk that holds one event of the usual form: begun like the last one, ended by its usage.
+
+        Does what the general way would, in one call instead of a dozen; what looks different is left to that.
+        """
+        line = _CHUNK_LINES.get(len(data))
+        at = data.rfind(USAGE_KEY)
+        end = data.find(b"}", at)
+        transport = self._client.transport
+        if (
+            line is None
+            or transport is None
+            or data[end:] != _USAGE_END
+            or data.find(b"\n", len(line)) != end + 2
+            or not data.startswith(line)
+            or not data.startswith(self._prefix, len(line))
+        ):
+            return False
+        now = monotonic()
+        self._observer.gap(now - self.last_at)
+        self.last_at = now
+        self._stripped.latest = data
+        event = data[len(line) : at]
+        out = _SIZE_LINES[len(event) + 3] + event + _EVENT_END
+        self.bytes_out += len(out)
+        transport.write(out)
+        return True
 
     def response_ended(self) -> None:
         if self._refused:

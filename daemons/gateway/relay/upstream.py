@@ -1,6 +1,7 @@
 """A connection to an engine: one request at a time, its answer handed on as it arrives."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol, cast
 
 from daemons.gateway.relay.http1 import (
@@ -22,11 +23,19 @@ class Sink(Protocol):
     def body_received(self, data: bytes, last: bool) -> None:
         """The next piece of the body, its transfer coding removed; never empty, `last` if none follows."""
 
+    def shortcut(self) -> "Shortcut | None":
+        """What may be offered the next pieces with their chunk framing, if anything."""
+
     def response_ended(self) -> None:
         """The body is complete."""
 
     def response_failed(self, error: Exception) -> None:
         """The answer will not be completed: `ProtocolError`, or `OSError` when the connection was lost."""
+
+
+Shortcut = Callable[[bytes], bool]
+"""Takes bytes as they came off the wire at a chunk boundary, and says whether it did. It takes whole chunks
+only, and never the last one; what it leaves goes the general way."""
 
 
 class Home(Protocol):
@@ -48,11 +57,22 @@ class EngineConnection(asyncio.Protocol):
         idle_since: loop time since which it is idle.
     """
 
-    __slots__ = ("_body", "_head", "_home", "_keep_alive", "_sink", "idle_since", "transport", "used")
+    __slots__ = (
+        "_body",
+        "_head",
+        "_home",
+        "_keep_alive",
+        "_shortcut",
+        "_sink",
+        "idle_since",
+        "transport",
+        "used",
+    )
 
     def __init__(self, home: Home) -> None:
         self._home = home
         self._sink: Sink | None = None
+        self._shortcut: Shortcut | None = None
         self._head = b""
         self._body: LengthBody | ChunkedBody | None = None
         self._keep_alive = True
@@ -74,10 +94,13 @@ class EngineConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Drop the connection; the engine takes that as the end of the request. The sink hears no more."""
-        self._sink = None
+        self._sink = self._shortcut = None
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        shortcut = self._shortcut
+        if shortcut is not None and shortcut(data):
+            return
         sink = self._sink
         if sink is None:
             # Nothing was asked: whatever this is, it must not become somebody's answer.
@@ -96,6 +119,8 @@ class EngineConnection(asyncio.Protocol):
             sink.body_received(payload, body.done)
         if body.done:
             self._finish()
+        elif self._sink is not None:
+            self._shortcut = sink.shortcut() if body.aligned else None
 
     def _receive_head(self, data: bytes, sink: Sink) -> None:
         data = self._head + data
@@ -126,6 +151,7 @@ class EngineConnection(asyncio.Protocol):
 
     def _finish(self) -> None:
         sink, self._sink, self._body = self._sink, None, None
+        self._shortcut = None
         if sink is None:
             return
         self.used += 1
@@ -136,7 +162,7 @@ class EngineConnection(asyncio.Protocol):
         sink.response_ended()
 
     def _fail(self, error: Exception) -> None:
-        sink, self._sink = self._sink, None
+        sink, self._sink, self._shortcut = self._sink, None, None
         self.transport.abort()
         if sink is not None:
             sink.response_failed(error)

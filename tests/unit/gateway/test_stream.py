@@ -1,0 +1,139 @@
+"""A stream from the engine's bytes to the client's: however they are cut, and whichever way they take."""
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemons.gateway.errors import ErrorCode
+from daemons.gateway.metrics import Series
+from daemons.gateway.relay.http1 import ChunkedBody
+from daemons.gateway.relay.relay import Patience
+from daemons.gateway.relay.sse import EventFilter, OpenAIFilter, TokenCounts
+from daemons.gateway.relay.stream import StreamRelay
+from daemons.gateway.relay.upstream import EngineConnection
+from tests.unit.gateway.test_http1 import split
+from tests.unit.gateway.test_sse import _event, cuts
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+START = b'data: {"id":"x","choices":[{"index":0,"delta":{"content":'
+PATIENCE = Patience(first_byte=10, between_chunks=10, total=100, keep_alive=15)
+
+
+class _Transport:
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.write = self.written.append
+
+    def abort(self) -> None:
+        """Nothing to cut."""
+
+
+class _Client:
+    def __init__(self) -> None:
+        self.sent = _Transport()
+        self.transport: asyncio.Transport | None = cast("asyncio.Transport", self.sent)
+
+
+class _Home:
+    def release(self, connection: EngineConnection) -> None:
+        """Nobody uses it again."""
+
+    def forget(self, connection: EngineConnection) -> None:
+        """Nobody kept it."""
+
+
+def _chunks(events: list[bytes]) -> list[bytes]:
+    return [b"%x\r\n%b\r\n" % (len(event), event) for event in events]
+
+
+def relayed(
+    pieces: list[bytes],
+    make: Callable[[], EventFilter] = lambda: OpenAIFilter(keep_final=False, keep_all=False),
+) -> tuple[bytes, StreamRelay]:
+    """What a client gets of an answer that arrives in `pieces`, its framing removed."""
+
+    async def run() -> tuple[bytes, StreamRelay]:
+        client = _Client()
+        relay = StreamRelay(
+            client,
+            asyncio.get_running_loop(),
+            fields=b"",
+            patience=PATIENCE,
+            observer=Series(),
+            events=make,
+            error_event=lambda code: b"data: %b\n\n" % code.value.encode(),
+            chunked=True,
+        )
+        connection = EngineConnection(_Home())
+        connection.connection_made(cast("asyncio.Transport", _Transport()))
+        relay.begin(connection, b"")
+        for piece in (HEAD, *pieces):
+            connection.data_received(piece)
+        written = b"".join(client.sent.written)
+        assert relay.bytes_out == len(written)
+        body = ChunkedBody()
+        return body.feed(written.partition(b"\r\n\r\n")[2]), relay
+
+    return asyncio.run(run())
+
+
+FLAT = '{"prompt_tokens":9,"total_tokens":10,"completion_tokens":%(n)d}'
+NESTED = '{"prompt_tokens":9,"completion_tokens":%(n)d,"prompt_tokens_details":{"cached_tokens":3}}'
+usages = st.sampled_from([FLAT, FLAT, FLAT, NESTED])
+texts = st.sampled_from(
+    [
+        '" token"',
+        '""',
+        '"a\\n\\nb"',
+        '"}}"',
+        '"\\",\\"usage\\":{\\"a\\":1}"',
+        '"\u00e9"',
+        '"' + "long" * 1100 + '"',
+    ]
+)
+tails = st.sampled_from(["", "", "", ',"x":{"y":1}', ',"x":1'])
+begins = st.sampled_from(
+    [START, START, START, b'data:{"choices":[{"d":{"content":', b': note\ndata: {"choices":[{"a":{"b":']
+)
+events = st.lists(st.tuples(begins, texts, usages, tails), max_size=12)
+
+
+@given(events, st.booleans(), cuts)
+def test_whole_chunks_and_pieces_of_any_size_give_the_client_the_same(
+    given_events: list[tuple[bytes, str, str, str]], final: bool, places: list[int]
+) -> None:
+    sent, expected, last = [], b"", TokenCounts(9, 0, 0)
+    for count, (begin, text, usage, tail) in enumerate(given_events):
+        start, end = begin + text.encode() + b"}}]", tail.encode() + b"}\n\n"
+        sent.append(start + b',"usage":' + usage.encode() % {b"n": count} + end)
+        expected += start + end
+        last = TokenCounts(9, 3 if usage is NESTED else 0, count)
+    if final:
+        sent.append(
+            _event({"id": "x", "choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 99}})
+        )
+        last = TokenCounts(9, 0, 99)
+    whole = _chunks([*sent, b"data: [DONE]\n\n"])
+    expected += b"data: [DONE]\n\n"
+    for pieces in (whole, split(b"".join(whole), places)):
+        got, relay = relayed([*pieces, b"0\r\n\r\n"])
+        assert got == expected
+        assert relay.failure is None
+        if sent:
+            assert relay.usage() == last
+
+
+@pytest.mark.parametrize("off", [-1, 1, 16])
+def test_a_chunk_of_another_size_than_it_says_ends_the_stream_with_an_error(off: int) -> None:
+    told = [{"choices": [{"t": "a"}], "usage": {"completion_tokens": n}} for n in range(3)]
+    chunks = _chunks([*map(_event, told), b"data: [DONE]\n\n"])
+    size, _, rest = chunks[1].partition(b"\r\n")
+    chunks[1] = b"%x\r\n%b" % (int(size, 16) + off, rest)
+    got, relay = relayed([*chunks, b"0\r\n\r\n"])
+    assert relay.failure is ErrorCode.ENGINE_PROTOCOL_ERROR
+    assert got.endswith(b"data: engine_protocol_error\n\n")
+    assert b"[DONE]" not in got
