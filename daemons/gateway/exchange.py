@@ -33,6 +33,7 @@ class Exchange(msgspec.Struct, eq=False):
         relay: its answer.
         series: its histograms, which count it as in flight.
         reservation: what it holds of its key's limits.
+        entry: its number in the ledger; 0 before it is let in.
         retries: attempts beyond the first.
         status: HTTP status of the answer; 0 while none was sent.
     """
@@ -52,5 +53,6 @@ class Exchange(msgspec.Struct, eq=False):
     relay: Relay | None = None
     series: Series | None = None
     reservation: Reservation | None = None
+    entry: int = 0
     retries: int = 0
     status: int = 0

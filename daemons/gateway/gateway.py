@@ -17,6 +17,7 @@ from daemons.gateway.api.dispatch import Dispatch
 from daemons.gateway.api.inference import Inference, Stages
 from daemons.gateway.api.info import Info
 from daemons.gateway.api.server import GatewayServer
+from daemons.gateway.api.usage import Usage
 from daemons.gateway.errors import ErrorCode
 from daemons.gateway.history import History
 from daemons.gateway.metrics import Metrics, PoolCollector, register
@@ -31,7 +32,9 @@ from daemons.gateway.settle import Settle
 from daemons.gateway.tenants.addresses import Clients, Failures
 from daemons.gateway.tenants.authenticate import Authenticator
 from daemons.gateway.tenants.keys import KeyFolder, KeyRing
+from daemons.gateway.tenants.ledger.ledger import Ledger
 from daemons.gateway.tenants.limiter import Limiter
+from daemons.gateway.tenants.meters import TenantsCollector
 from daemons.gateway.tenants.reserve import Limits
 from daemons.runtime import metrics as runtime_metrics
 from daemons.runtime.control import EngineReport
@@ -73,6 +76,7 @@ class Gateway(Daemon):
         self._keys = KeyRing()
         self._folder = KeyFolder(settings.keys, self._keys)
         self._metrics = Metrics()
+        self._ledger = Ledger(settings.ledger, settings.accounting.keep_days)
         self._failures = Failures(settings.addresses.failures_per_minute)
         self.limiter = Limiter(settings.addresses.limits, monotonic, time.time)
         connect = settings.timeouts.connect
@@ -90,7 +94,8 @@ class Gateway(Daemon):
             self._keys, Clients(self._settings.addresses.trusted_proxies), self._failures
         )
         history = History()
-        self._settle = Settle(self._metrics, Records("llm-gateway", "request"), history, ())
+        self._settle = Settle(self._metrics, Records("llm-gateway", "request"), history, self._ledger)
+        self._ledger.start()
         stages = Stages(
             authenticate=authenticate,
             policy=Policy(self._settings.policy, self._salt, self.pool.media_hosts),
@@ -98,13 +103,15 @@ class Gateway(Daemon):
             pool=self.pool,
             admission=self._admission,
             attempts=Attempts(self.pool, self._metrics, RetryBudget()),
+            bill=self._ledger,
             settle=self._settle,
             metrics=self._metrics,
         )
         cors = Cors(self._settings.cors)
         self._inference = Inference(self._settings, stages, cors)
         self._info = Info(self.pool, authenticate, self._settings.ready_wait)
-        dispatch = Dispatch(self._inference, self._info, cors, self._metrics)
+        usage = Usage(authenticate, self._settings.ledger)
+        dispatch = Dispatch(self._inference, self._info, usage, cors, self._metrics)
         self._server = GatewayServer(dispatch, self._settings.limits, self._settings.timeouts)
         pollers = [Poller(engine, self._engine_changed) for engine in self.pool.engines]
         for poller in pollers:
@@ -115,7 +122,12 @@ class Gateway(Daemon):
         self._background.append(asyncio.create_task(self._forget()))
         await self._serve_admin(Admin(self.pool, self._admission, self._inference, history))
         registry = runtime_metrics.new_registry()
-        register(registry, self._metrics, PoolCollector(self.pool, self._admission))
+        register(
+            registry,
+            self._metrics,
+            PoolCollector(self.pool, self._admission),
+            TenantsCollector(self.limiter, self._ledger),
+        )
         render = runtime_metrics.render_registry(registry)
         for sock in self._metrics_sockets:
             serving = runtime_metrics.serve_metrics("LLM gateway", render, sock)
@@ -154,6 +166,7 @@ class Gateway(Daemon):
         await asyncio.gather(*self._background, return_exceptions=True)
         if self._settle is not None:
             self._settle.close()
+        await asyncio.to_thread(self._ledger.close)
         for engine in self.pool.engines:
             engine.dialer.close()
 

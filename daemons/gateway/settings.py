@@ -115,6 +115,13 @@ class LimitSettings(Settings):
     """Header lines of a request."""
 
 
+class LedgerSettings(Settings):
+    """How long the ledger keeps what."""
+
+    keep_days: int = Field(default=90, ge=1)
+    """Days for which every single request is kept; the sums by day, key and model stay for good."""
+
+
 class CorsSettings(Settings):
     """Cross-origin requests from browsers; off while no origin is named."""
 
@@ -135,6 +142,7 @@ class GatewaySettings(Settings):
     """Folder of key files; a relative path is relative to this file."""
     ledger: Path = Path("ledger.db")
     """The ledger of what every key used; a relative path is relative to this file."""
+    accounting: LedgerSettings = LedgerSettings()
     admin: Path | None = None
     """Admin socket; by default ``admin.sock`` in ``$RUNTIME_DIRECTORY``, else none."""
     engines: list[EngineSettings] = Field(min_length=1)

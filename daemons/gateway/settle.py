@@ -20,25 +20,31 @@ _NOTHING = TokenCounts()
 
 
 class Bill(Protocol):
-    """Takes note of what a request used; never waits and never raises."""
+    """Takes note of what requests use; never waits and never raises."""
 
-    def __call__(self, exchange: Exchange, counts: TokenCounts, outcome: str) -> None: ...
+    def began(self, exchange: Exchange) -> None:
+        """A request was let in by its limits."""
+
+    def ended(
+        self, exchange: Exchange, counts: TokenCounts, outcome: str, now: float, *, estimated: bool
+    ) -> None:
+        """A request has ended at loop time `now`."""
 
 
 class Settle:
     """Called exactly once for every request that was authenticated."""
 
-    def __init__(self, metrics: Metrics, records: Records, history: History, bills: tuple[Bill, ...]) -> None:
+    def __init__(self, metrics: Metrics, records: Records, history: History, bill: Bill) -> None:
         self._metrics = metrics
         self._records = records
         self._history = history
         self._loop = asyncio.get_running_loop()
-        self._bills = bills
+        self._bill = bill
 
     def __call__(self, exchange: Exchange, failure: ErrorCode | None, now: float, detail: str = "") -> None:
         """End `exchange` at loop time `now`; `failure` is None when it went well."""
         outcome = failure.value if failure else "ok"
-        counts = self._counts(exchange)
+        counts, estimated = self._counts(exchange)
         self._count(exchange, counts, outcome, now)
         reservation = exchange.reservation
         if reservation is not None:
@@ -46,8 +52,7 @@ class Settle:
                 reservation.settle(counts.prompt, counts.completion)
             else:
                 reservation.cancel()
-        for bill in self._bills:
-            bill(exchange, counts, outcome)
+        self._bill.ended(exchange, counts, outcome, now, estimated=estimated)
         relay, tenant = exchange.relay, exchange.tenant
         record = Record(
             request_id=exchange.request_id,
@@ -80,20 +85,21 @@ class Settle:
         """Write the lines that wait."""
         self._records.flush()
 
-    def _counts(self, exchange: Exchange) -> TokenCounts:
+    def _counts(self, exchange: Exchange) -> tuple[TokenCounts, bool]:
+        """What was used, and whether that is only estimated."""
         relay = exchange.relay
         if relay is None or not relay.sent_at:
-            return _NOTHING
+            return _NOTHING, False
         if relay.head is not None and relay.head.status != 200:
-            return _NOTHING
+            return _NOTHING, False
         counts = relay.usage()
         if counts is None:
             if not exchange.prompt_estimate:
-                return _NOTHING
+                return _NOTHING, False
             # The engine worked on it and did not come to say how much.
             self._metrics.uncertain_usage.add((exchange.model_label,))
-            return TokenCounts(prompt=exchange.prompt_estimate)
-        return counts
+            return TokenCounts(prompt=exchange.prompt_estimate), True
+        return counts, False
 
     def _count(self, exchange: Exchange, counts: TokenCounts, outcome: str, now: float) -> None:
         model, alias = exchange.model_label, exchange.tenant.alias

@@ -13,6 +13,7 @@ from daemons.gateway.api.forms import OPENAI, Form
 from daemons.gateway.api.inference import Inference
 from daemons.gateway.api.info import Info
 from daemons.gateway.api.server import ClientConnection
+from daemons.gateway.api.usage import Usage
 from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.metrics import Metrics
 
@@ -24,7 +25,7 @@ Simple = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 class Dispatch:
     """The handler of the HTTP server."""
 
-    def __init__(self, inference: Inference, info: Info, cors: Cors, metrics: Metrics) -> None:
+    def __init__(self, inference: Inference, info: Info, usage: Usage, cors: Cors, metrics: Metrics) -> None:
         self._inference = inference
         self._info = info
         self._cors = cors
@@ -33,6 +34,7 @@ class Dispatch:
             "/health": info.health,
             "/ready": info.ready,
             "/v1/models": info.models,
+            "/v1/usage": usage,
         }
 
     async def __call__(self, request: BaseRequest) -> web.StreamResponse:

@@ -25,7 +25,7 @@ from daemons.gateway.relay.attempts import Attempts
 from daemons.gateway.relay.relay import Patience, Relay
 from daemons.gateway.relay.stream import StreamRelay
 from daemons.gateway.settings import PRIORITIES, GatewaySettings, Priority, Timeouts
-from daemons.gateway.settle import Settle
+from daemons.gateway.settle import Bill, Settle
 from daemons.gateway.tenants.authenticate import Authenticator
 from daemons.gateway.tenants.keys import Tenant
 from daemons.gateway.tenants.reserve import Limits
@@ -43,6 +43,7 @@ class Stages:
     pool: Pool
     admission: Admission
     attempts: Attempts
+    bill: Bill
     settle: Settle
     metrics: Metrics
 
@@ -108,6 +109,7 @@ class Inference:
         exchange.reservation = self._stages.limits.reserve(
             exchange.tenant, exchange.client, asked_for.prompt_tokens, asked_for.answer_tokens
         )
+        self._stages.bill.began(exchange)
         asked = Asked(
             model=asked_for.model,
             tenant=exchange.tenant.alias,

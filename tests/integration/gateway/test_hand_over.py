@@ -23,9 +23,10 @@ BEARER = {"Authorization": f"Bearer {KEY}"}
 class Master:
     """A running ``llm-gateway``."""
 
-    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, port: int, metrics: int) -> None:
         self.process = process
         self.url = f"http://127.0.0.1:{port}"
+        self.metrics_url = f"http://127.0.0.1:{metrics}"
 
     def workers(self) -> set[int]:
         """Process ids of the workers."""
@@ -73,7 +74,7 @@ async def running(tmp_path: Path, engine: FakeEngine) -> AsyncIterator[Master]:
     process = await asyncio.create_subprocess_exec(
         *command, env=os.environ | {"RUNTIME_DIRECTORY": str(tmp_path)}
     )
-    master = Master(process, port)
+    master = Master(process, port, metrics)
     try:
         async with asyncio.timeout(60), aiohttp.ClientSession() as session:
             while not await _ready(session, master.url):
