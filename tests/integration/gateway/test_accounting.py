@@ -26,7 +26,7 @@ CHAT = "/v1/chat/completions"
 def read(path: Path, table: str = "requests") -> list[Any]:
     try:
         with closing(sqlite3.connect(path)) as connection:
-            return connection.execute(f"SELECT * FROM {table}").fetchall()
+            return connection.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608
     except sqlite3.Error:
         return []
 
@@ -156,18 +156,21 @@ async def test_a_kill_loses_at_most_the_last_moment_and_shows_what_was_open(tmp_
     async def script(call: Call) -> None:
         await (stall_after_two if call.json.get("stream") else answer_chat)(call)
 
-    async with FakeEngine(script) as engine, running(tmp_path, engine) as master:
-        async with aiohttp.ClientSession() as session:
-            for _ in range(20):
-                await ask(session, master)
-            stream = asyncio.create_task(ask(session, master, stream=True))
-            await rows(tmp_path, 20)
-            await rows(tmp_path, 1, "opened")
-            (worker,) = master.workers()
-            os.kill(worker, signal.SIGKILL)
-            with contextlib.suppress(aiohttp.ClientError):
-                await stream
-            found = await rows(tmp_path, 21)
+    async with (
+        FakeEngine(script) as engine,
+        running(tmp_path, engine) as master,
+        aiohttp.ClientSession() as session,
+    ):
+        for _ in range(20):
+            await ask(session, master)
+        stream = asyncio.create_task(ask(session, master, stream=True))
+        await rows(tmp_path, 20)
+        await rows(tmp_path, 1, "opened")
+        (worker,) = master.workers()
+        os.kill(worker, signal.SIGKILL)
+        with contextlib.suppress(aiohttp.ClientError):
+            await stream
+        found = await rows(tmp_path, 21)
     assert [row.outcome for row in found] == ["ok"] * 20 + [book.LOST]
     assert read(tmp_path / "ledger.db", "opened") == []
 

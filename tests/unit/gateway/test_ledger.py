@@ -43,7 +43,7 @@ def end(ledger: Ledger, one: Exchange, prompt: int = 7, completion: int = 2, out
 def rows(path: Path, table: str = "requests") -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(path)) as connection:
         try:
-            return connection.execute(f"SELECT * FROM {table}").fetchall()
+            return connection.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608
         except sqlite3.OperationalError:
             # It is being made at this moment.
             return []
