@@ -6,7 +6,7 @@ import secrets
 import sys
 from argparse import SUPPRESS, Namespace
 
-from daemons.gateway import reload, settings
+from daemons.gateway import reload, settings, succession
 from daemons.gateway.gateway import Gateway
 from daemons.gateway.master import START_SECONDS, Master, die_with_parent, handed_sockets
 from daemons.gateway.tenants.keys import KeyFolder, KeyRing
@@ -63,7 +63,8 @@ def _work(options: Namespace) -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-    gateway = Gateway(loaded, _salt_secret(options), held.get("http", []), held.get("metrics", []))
+    place = succession.from_environment(os.environ)
+    gateway = Gateway(loaded, _salt_secret(options), held.get("http", []), held.get("metrics", []), place)
     return lifecycle.run(gateway)
 
 

@@ -29,6 +29,7 @@ from daemons.gateway.pool.pool import Pool
 from daemons.gateway.relay.attempts import Attempts, RetryBudget
 from daemons.gateway.settings import GatewaySettings
 from daemons.gateway.settle import Settle
+from daemons.gateway.succession import Succession, Word
 from daemons.gateway.tenants.addresses import Clients, Failures
 from daemons.gateway.tenants.authenticate import Authenticator
 from daemons.gateway.tenants.keys import KeyFolder, KeyRing
@@ -36,6 +37,8 @@ from daemons.gateway.tenants.ledger.ledger import Ledger
 from daemons.gateway.tenants.limiter import Limiter
 from daemons.gateway.tenants.meters import TenantsCollector
 from daemons.gateway.tenants.reserve import Limits
+from daemons.gateway.totals import SECTION as TOTALS
+from daemons.gateway.totals import Totals
 from daemons.runtime import metrics as runtime_metrics
 from daemons.runtime.control import EngineReport
 from daemons.runtime.http import serving
@@ -47,6 +50,7 @@ log = structlog.get_logger()
 
 _KEYS_INTERVAL = 0.5
 _FORGET_SECONDS = 5.0
+_TELL_SECONDS = 1.0
 _FIRST_ROUND = 3.0
 """Seconds for the engines to say how they are before the gateway takes connections."""
 
@@ -65,8 +69,11 @@ class Gateway(Daemon):
         salt_secret: bytes,
         http: list[socket.socket],
         metrics: list[socket.socket],
+        succession: Succession | None = None,
     ) -> None:
+        """`succession` is this worker's place among others on the same sockets; None where it has none."""
         self._settings = settings
+        self._succession = succession
         self._salt = cache_salts(salt_secret)
         self._http = http
         self._metrics_sockets = metrics
@@ -77,6 +84,7 @@ class Gateway(Daemon):
         self._folder = KeyFolder(settings.keys, self._keys)
         self._metrics = Metrics()
         self._ledger = Ledger(settings.ledger, settings.accounting.keep_days)
+        self._totals = Totals(self._metrics)
         self._failures = Failures(settings.addresses.failures_per_minute)
         self.limiter = Limiter(settings.addresses.limits, monotonic, time.time)
         connect = settings.timeouts.connect
@@ -85,6 +93,8 @@ class Gateway(Daemon):
         self._inference: Inference | None = None
         self._server: GatewayServer | None = None
         self._info: Info | None = None
+        self._scrapes: asyncio.Task[None] | None = None
+        self._told = 0
         self._settle: Settle | None = None
 
     async def start(self) -> str:
@@ -121,17 +131,17 @@ class Gateway(Daemon):
         self._background.append(asyncio.create_task(self._sweep()))
         self._background.append(asyncio.create_task(self._forget()))
         await self._serve_admin(Admin(self.pool, self._admission, self._inference, history))
+        if self._succession is not None:
+            await self._succession.listen(self._totals.hear)
         registry = runtime_metrics.new_registry()
         register(
             registry,
-            self._metrics,
+            self._totals,
             PoolCollector(self.pool, self._admission),
             TenantsCollector(self.limiter, self._ledger),
         )
         render = runtime_metrics.render_registry(registry)
-        for sock in self._metrics_sockets:
-            serving = runtime_metrics.serve_metrics("LLM gateway", render, sock)
-            await self._exits.enter_async_context(serving)
+        self._scrapes = asyncio.create_task(self._serve_metrics(render))
         # Whoever comes first must not be told that no engine lives because none was asked yet.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_ROUND):
@@ -140,6 +150,14 @@ class Gateway(Daemon):
         for sock in self._http:
             self._servers.append(await loop.create_server(self._server, sock=sock, backlog=4096))
         return f"serving on port {', '.join(str(port_of(s)) for s in self._http)}"
+
+    async def _serve_metrics(self, render: runtime_metrics.Render) -> None:
+        """Answer scrapes, but not before the predecessor's counts are known: counters must not go back."""
+        if self._succession is not None:
+            await self._succession.predecessor_told()
+        for sock in self._metrics_sockets:
+            serving = runtime_metrics.serve_metrics("LLM gateway", render, sock)
+            await self._exits.enter_async_context(serving)
 
     async def _serve_admin(self, admin: Admin) -> None:
         path = self._settings.admin or _default_admin()
@@ -155,7 +173,11 @@ class Gateway(Daemon):
         for server in self._servers:
             server.close()
         # The successor answers scrapes from now on.
+        if self._scrapes is not None:
+            self._scrapes.cancel()
+            await asyncio.gather(self._scrapes, return_exceptions=True)
         await self._exits.aclose()
+        telling = asyncio.create_task(self._tell_successor())
         if self._inference is not None:
             await self._drain(self._inference)
         if self._server is not None:
@@ -163,12 +185,29 @@ class Gateway(Daemon):
             await self._server.shutdown(1.0)
         for task in self._background:
             task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        telling.cancel()
+        await asyncio.gather(telling, *self._background, return_exceptions=True)
+        await self._tell(last=True)
         if self._settle is not None:
             self._settle.close()
         await asyncio.to_thread(self._ledger.close)
         for engine in self.pool.engines:
             engine.dialer.close()
+
+    async def _tell_successor(self) -> None:
+        if self._succession is not None:
+            self._succession.stop_listening()
+        while True:
+            await self._tell()
+            await asyncio.sleep(_TELL_SECONDS)
+
+    async def _tell(self, *, last: bool = False) -> None:
+        if self._succession is None:
+            return
+        self._told += 1
+        sections = {TOTALS: self._totals.telling()}
+        worker = str(os.getpid())
+        await self._succession.tell(Word(worker=worker, number=self._told, last=last, sections=sections))
 
     async def _drain(self, inference: Inference) -> None:
         inference.draining = True

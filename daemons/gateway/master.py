@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from daemons.gateway import reload
+from daemons.gateway import reload, succession
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
 from daemons.runtime.lifecycle import Daemon
 from daemons.runtime.notify import child_environment
@@ -90,6 +90,7 @@ class Master(Daemon):
         notify.bind(str(folder / "notify"))
         self._notify = notify
         self._notify_path = str(folder / "notify")
+        self._folder_path = folder
         asyncio.get_running_loop().add_reader(notify, self._hear)
         return await self._replace()
 
@@ -188,7 +189,10 @@ class Master(Daemon):
             "NOTIFY_SOCKET": self._notify_path,
             "LLM_GATEWAY_FDS": ",".join(f"{name}={fd}" for name, fd in fds),
             "WATCHDOG_USEC": str(int(3 * _HEARTBEAT_SECONDS * 1_000_000)),
+            succession.SOCKET: f"{self._folder_path}/successor",
         }
+        if self._current is not None and self._current.process.returncode is None:
+            environment[succession.PREDECESSOR] = "1"
         # The worker is the same service: it reads the same credentials and writes to the same journal.
         for name in ("CREDENTIALS_DIRECTORY", "JOURNAL_STREAM", "INVOCATION_ID"):
             if name in os.environ:

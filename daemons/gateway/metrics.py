@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
+import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -46,6 +47,38 @@ class Histogram:
     def total(self) -> float:
         """Sum of the values."""
         return self._total
+
+    def state(self) -> "HistogramState":
+        """All of it."""
+        return HistogramState(self._counts, self._total)
+
+    def add(self, state: "HistogramState") -> None:
+        """Count what another histogram has counted; one of a release with other bounds has nothing to add."""
+        if len(state.counts) == len(self._counts):
+            self._counts = [a + b for a, b in zip(self._counts, state.counts, strict=True)]
+            self._total += state.total
+
+
+class HistogramState(msgspec.Struct, frozen=True):
+    """A histogram, to be told to another process."""
+
+    counts: list[int]
+    total: float
+
+
+class SeriesState(msgspec.Struct, frozen=True):
+    """A series, to be told to another process."""
+
+    labels: tuple[str, str, str]
+    in_flight: int
+    histograms: dict[str, HistogramState]
+
+
+class State(msgspec.Struct, frozen=True):
+    """Everything that is counted, to be told to another process."""
+
+    counters: dict[str, list[tuple[tuple[str, ...], float]]]
+    series: list[SeriesState]
 
 
 class Series:
@@ -133,6 +166,32 @@ class Metrics(Collector):
         for kind, count in (("prompt", prompt), ("cached", cached), ("completion", completion)):
             if count:
                 self.tokens.add((key, model, kind), count)
+
+    def state(self) -> State:
+        """Everything counted so far."""
+        return State(
+            {name: list(getattr(self, name).items()) for name in _COUNTERS},
+            [
+                SeriesState(
+                    labels, series.in_flight, {name: getattr(series, name).state() for name in _HISTOGRAMS}
+                )
+                for labels, series in self._series.items()
+            ],
+        )
+
+    def add(self, state: State) -> None:
+        """Count what another process has counted; what it does not know or knows differently is left out."""
+        for name, values in state.counters.items():
+            if name in _COUNTERS:
+                counter: Counter = getattr(self, name)
+                for labels, value in values:
+                    counter.add(labels, value)
+        for told in state.series:
+            series = self.series(*told.labels)
+            series.in_flight += told.in_flight
+            for name, histogram in told.histograms.items():
+                if name in _HISTOGRAMS:
+                    getattr(series, name).add(histogram)
 
     def collect(self) -> Iterable[Metric]:
         """Every family."""

@@ -1,0 +1,77 @@
+"""Counters over a reload: scrapes see every request once, and no counter ever goes back."""
+
+# ruff: noqa: ASYNC110 - other processes are watched, which set no event
+
+import asyncio
+import signal
+from pathlib import Path
+
+import aiohttp
+import yaml
+
+from tests.integration.gateway.test_hand_over import BEARER, running
+from tests.support.fake_engine import END, STREAM_HEAD, Call, FakeEngine, answer_chat, delta, event
+
+NAME = 'llm_gateway_requests_total{class="default",endpoint="chat",model="m",outcome="ok"}'
+IN_FLIGHT = 'llm_gateway_requests_in_flight{class="default",endpoint="chat",model="m"}'
+
+
+async def test_counters_outlive_the_workers(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        if not call.json.get("stream"):
+            await answer_chat(call)
+            return
+        await call.send(STREAM_HEAD)
+        await call.send_event(delta("a"))
+        await go_on.wait()
+        await call.send(event("[DONE]") + END)
+
+    async with (
+        FakeEngine(script) as engine,
+        running(tmp_path, engine) as master,
+        aiohttp.ClientSession(headers=BEARER) as session,
+    ):
+        settings = yaml.safe_load((tmp_path / "gateway.yaml").read_text())
+        seen: list[float] = []
+
+        async def scrape() -> dict[str, float]:
+            url = f"http://127.0.0.1:{settings['metrics']['port']}/metrics"
+            async with session.get(url) as response:
+                lines = (line.rpartition(" ") for line in (await response.text()).splitlines())
+                samples = {name: float(value) for name, _, value in lines if name and name[0] != "#"}
+            seen.append(samples.get(NAME, 0))
+            return samples
+
+        async def ask(times: int) -> None:
+            for _ in range(times):
+                async with session.post(f"{master.url}/v1/chat/completions", json={"model": "m"}) as response:
+                    assert response.status == 200
+
+        async def reload() -> set[int]:
+            before = master.workers()
+            master.process.send_signal(signal.SIGHUP)
+            async with asyncio.timeout(60):
+                while not master.workers() - before:
+                    await asyncio.sleep(0.02)
+                for _ in range(40):
+                    await scrape()
+                    await ask(1)
+            return before
+
+        await ask(5)
+        stream = {"model": "m", "stream": True}
+        async with session.post(f"{master.url}/v1/chat/completions", json=stream) as response:
+            await response.content.readuntil(b"\n\n")
+            # Twice, so that the first worker ends after two others have taken over.
+            before = await reload() | await reload()
+            assert (await scrape())[NAME] == 85
+            assert (await scrape())[IN_FLIGHT] == 1
+            go_on.set()
+            await response.read()
+        async with asyncio.timeout(120):
+            while (await scrape())[IN_FLIGHT] or before & master.workers():
+                await asyncio.sleep(0.05)
+        assert (await scrape())[NAME] == 86
+        assert seen == sorted(seen)
