@@ -175,15 +175,18 @@ def register(connection: sqlite3.Connection, worker: int, mark: str) -> None:
     )
 
 
-def write(connection: sqlite3.Connection, worker: int, batch: Batch) -> None:
-    """Write `batch`, unless it was written already.
+def write(connection: sqlite3.Connection, worker: int, batch: Batch, mark: str = "") -> None:
+    """Write `batch`, unless it was written already. `mark` is the worker's, in case nobody knows it any more.
 
     Raises:
         sqlite3.Error: it was not written; when in doubt, call again.
     """
     with transaction(connection):
         last = connection.execute("SELECT batch FROM workers WHERE worker = ?", (worker,)).fetchone()
-        if last is not None and last[0] >= batch.number:
+        if last is None:
+            # The file was put in place of another one.
+            register(connection, worker, mark)
+        elif last[0] >= batch.number:
             return
         connection.executemany(
             "INSERT INTO opened VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", [(worker, *row) for row in batch.opened]

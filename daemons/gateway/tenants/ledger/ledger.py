@@ -49,6 +49,7 @@ class Ledger:
         self._keep = keep_days * _DAY_MICROSECONDS
         self._capacity = capacity
         self._worker = time.time_ns()
+        self._mark = process_mark(os.getpid())
         self._number = 0
         self._unwritten: dict[int, Exchange] = {}
         self._closed: deque[tuple[Closed, int]] = deque()
@@ -204,7 +205,7 @@ class Ledger:
                 if self._batch is None:
                     self._recovered()
                     return True
-                book.write(self._connected(), self._worker, self._batch)
+                book.write(self._connected(), self._worker, self._batch, self._mark)
                 self.written += len(self._batch.closed)
                 self._batch = None
         except sqlite3.Error as error:
@@ -247,7 +248,7 @@ class Ledger:
         if self._connection is None:
             connection = book.connect(self._path)
             try:
-                book.register(connection, self._worker, process_mark(os.getpid()))
+                book.register(connection, self._worker, self._mark)
             except BaseException:
                 connection.close()
                 raise

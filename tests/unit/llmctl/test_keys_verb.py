@@ -1,0 +1,181 @@
+"""``llmctl keys``, as it is typed."""
+
+import datetime as dt
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from daemons.gateway.tenants.keys import KeyFolder, KeyRing, Tenant
+from daemons.llmctl.__main__ import main
+
+Ctl = Callable[..., int]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "gateway.yaml"
+    path.write_text(yaml.safe_dump({"engines": [{"name": "e", "url": "unix:///e", "models": ["m"]}]}))
+    (tmp_path / "keys.d").mkdir(mode=0o750)
+    return path
+
+
+@pytest.fixture
+def keys(config: Path) -> Ctl:
+    return lambda action, *words: main(["keys", action, "--config", str(config), *words])
+
+
+def tenant(config: Path, secret: str, now: float | None = None) -> Tenant | None:
+    """Whom a gateway would take the bearer of `secret` for."""
+    ring = KeyRing()
+    KeyFolder(config.parent / "keys.d", ring).refresh()
+    return ring.find(secret.encode(), time.time() if now is None else now)
+
+
+def test_a_new_key_works_and_its_secret_is_shown_once(
+    keys: Ctl, config: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = "team-a --requests-per-minute 600 --tokens-per-minute 200k --class batch --models m,n"
+    assert keys("add", *words.split(), "--network", "192.0.2.0/24", "--expires", "30d") == 0
+    out, err = capfd.readouterr()
+    secret = out.strip()
+    assert secret.startswith("sk-")
+    assert secret not in err
+    found = tenant(config, secret)
+    assert found is not None
+    assert (found.alias, found.priority, found.models) == ("team-a", "batch", frozenset({"m", "n"}))
+    assert found.limits.model_dump(exclude_none=True) == {
+        "requests_per_minute": 600,
+        "tokens_per_minute": 200_000,
+    }
+    path = config.parent / "keys.d" / "team-a.yaml"
+    assert secret not in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [p.name for p in path.parent.iterdir()] == ["team-a.yaml"]
+    assert tenant(config, secret, time.time() + 31 * 86400) is None
+    keys("list")
+    assert secret not in capfd.readouterr().out
+
+
+def test_a_rotation_keeps_two_secrets_live_until_a_date(
+    keys: Ctl, config: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    secrets = []
+    assert keys("add", "team-a") == 0
+    secrets.append(capfd.readouterr().out.strip())
+    for _ in range(2):
+        assert keys("rotate", "team-a", "--keep", "1h") == 0
+        secrets.append(capfd.readouterr().out.strip())
+    now = time.time()
+    live = [tenant(config, secret, now) is not None for secret in secrets]
+    assert live == [False, True, True]
+    assert [tenant(config, secret, now + 3700) is not None for secret in secrets] == [False, False, True]
+    keys("list")
+    assert "rotating until" in " ".join(capfd.readouterr().out.split())
+    assert keys("rotate", "team-a", "--keep", "0s") == 0
+    secrets.append(capfd.readouterr().out.strip())
+    assert [tenant(config, secret) is not None for secret in secrets] == [False, False, False, True]
+
+
+def test_a_key_is_disabled_enabled_and_removed(
+    keys: Ctl, config: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys("add", "team-a", "--json")
+    secret = json.loads(capfd.readouterr().out)["key"]
+    assert keys("disable", "team-a") == 0
+    assert tenant(config, secret) is None
+    assert keys("enable", "team-a") == 0
+    assert tenant(config, secret) is not None
+    assert keys("remove", "team-a") == 0
+    assert tenant(config, secret) is None
+    assert keys("remove", "team-a") == 1
+    assert "no key is named 'team-a'" in capfd.readouterr().err
+
+
+def test_the_list_is_a_table_or_json(keys: Ctl, config: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    keys("list")
+    assert "no key yet" in capfd.readouterr().out
+    keys("add", "team-a", "--tokens-per-month", "5M", "--expires", "2020-01-01")
+    keys("add", "team-b", "--network", "2001:db8::/32")
+    capfd.readouterr()
+    assert keys("list", "--json") == 0
+    listed = {key["name"]: key for key in json.loads(capfd.readouterr().out)}
+    assert listed["team-a"]["state"] == "expired"
+    assert listed["team-a"]["limits"]["tokens_per_month"] == 5_000_000
+    assert listed["team-b"]["networks"] == ["2001:db8::/32"]
+    assert "sha256" not in json.dumps(listed)
+    (config.parent / "keys.d" / "broken.yaml").write_text("name: [\n")
+    assert keys("list") == 78
+    out, err = capfd.readouterr()
+    assert "broken.yaml" in err
+    assert "team-a" in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["add", "bad name"],
+        ["add", "x", "--network", "nonsense"],
+        ["add", "x", "--requests-per-minute", "0"],
+        ["add", "taken"],
+        ["rotate", "nobody"],
+        ["disable", "nobody"],
+    ],
+)
+def test_bad_input_is_told_and_changes_nothing(
+    keys: Ctl, config: Path, words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys("add", "taken")
+    before = {p.name: p.read_bytes() for p in (config.parent / "keys.d").iterdir()}
+    capfd.readouterr()
+    assert keys(*words) != 0
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("llmctl: ")
+    assert {p.name: p.read_bytes() for p in (config.parent / "keys.d").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "words", [["add", "x", "--expires", "soon"], ["add", "x", "--concurrency", "many"], ["add"]]
+)
+def test_what_cannot_be_read_is_a_usage_error(keys: Ctl, words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        keys(*words)
+    assert ended.value.code == 2
+
+
+def test_a_key_of_the_inventory_is_changed_with_a_warning(
+    keys: Ctl, config: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys("add", "team-a")
+    path = config.parent / "keys.d" / "team-a.yaml"
+    path.write_text("# Written by Ansible; change the inventory instead.\n" + path.read_text())
+    capfd.readouterr()
+    assert keys("disable", "team-a") == 0
+    assert yaml.safe_load(path.read_text())["disabled"] is True
+
+
+def test_a_folder_that_cannot_be_read_is_said(
+    keys: Ctl, config: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (config.parent / "keys.d").rmdir()
+    assert keys("list") == 78
+    assert "keys.d" in capfd.readouterr().err
+
+
+def test_every_action_teaches(capfd: pytest.CaptureFixture[str]) -> None:
+    for action in ("add", "list", "rotate", "disable", "enable", "remove"):
+        with pytest.raises(SystemExit) as ended:
+            main(["keys", action, "--help"])
+        assert ended.value.code == 0
+    assert "llmctl keys rotate team-a --keep" in capfd.readouterr().out
+
+
+def test_times_have_their_zone(keys: Ctl, config: Path) -> None:
+    keys("add", "team-a", "--expires", "2027-01-31")
+    text = yaml.safe_load((config.parent / "keys.d" / "team-a.yaml").read_text())["expires"]
+    given = dt.datetime.fromisoformat(text) if isinstance(text, str) else text
+    assert given == dt.datetime(2027, 1, 31, tzinfo=dt.UTC)
