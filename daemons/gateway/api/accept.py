@@ -41,8 +41,9 @@ def check_framing(headers: CIMultiDictProxy[str]) -> None:
     Raises:
         ApiError: the transfer coding is not plainly ``chunked``, or the body is encoded.
     """
-    coding = headers.getall(hdrs.TRANSFER_ENCODING, None)
-    if coding is not None and (len(coding) != 1 or coding[0].lower() != "chunked"):
+    if hdrs.TRANSFER_ENCODING in headers and [c.lower() for c in headers.getall(hdrs.TRANSFER_ENCODING)] != [
+        "chunked"
+    ]:
         raise ApiError(ErrorCode.INVALID_HTTP, "The only Transfer-Encoding taken here is 'chunked'.")
     if hdrs.CONTENT_ENCODING in headers and headers[hdrs.CONTENT_ENCODING].lower() != "identity":
         raise ApiError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, "Request bodies must not be compressed.")

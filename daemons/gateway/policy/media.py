@@ -36,6 +36,23 @@ class Media:
 NO_MEDIA = Media(0, 0)
 
 
+class _Text(msgspec.Struct, forbid_unknown_fields=True):
+    role: str
+    content: str
+
+
+_decode_texts = msgspec.json.Decoder(list[_Text]).decode
+
+
+def only_texts(messages: msgspec.Raw) -> bool:
+    """Whether `messages` are texts and nothing else: the common case, told in one pass."""
+    try:
+        _decode_texts(messages)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
 def may_hold_media(body: bytes) -> bool:
     """Whether a request could hold media at all; keys can hide from this only behind escapes, which count."""
     return any(hint in body for hint in _HINTS)

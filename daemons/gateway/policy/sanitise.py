@@ -8,7 +8,7 @@ import msgspec
 
 from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.policy.bounds import PolicySettings
-from daemons.gateway.policy.media import NO_MEDIA, Media, check_media, may_hold_media
+from daemons.gateway.policy.media import NO_MEDIA, Media, check_media, may_hold_media, only_texts
 from daemons.gateway.policy.structure import check_structure
 from daemons.gateway.policy.table import RULES, Action
 
@@ -33,6 +33,7 @@ _CONVERSATIONS = (
     *("messages", "input", "system", "documents", "query", "queries", "items"),
     *("data_1", "data_2", "text_1", "text_2", "prompt", "instructions"),
 )
+_BEYOND_MESSAGES = frozenset(_CONVERSATIONS) - {"messages"}
 _TOKENS_OF_MEDIA = 1024
 """An image costs from some hundred to some thousand tokens, depending on the model."""
 _NOTHING = frozenset({b"null", b"false"})
@@ -153,7 +154,7 @@ class Policy:
         check_structure(body, len(raw), self._bounds)
         changed = self._apply(body)
         media = NO_MEDIA
-        if may_hold_media(raw):
+        if not _plain(body) and may_hold_media(raw):
             for name in _CONVERSATIONS:
                 if name in body:
                     media += check_media(name, body[name], self._media_hosts(model))
@@ -199,6 +200,11 @@ class Policy:
         for name in dropped:
             del body[name]
         return bool(dropped)
+
+
+def _plain(body: Body) -> bool:
+    messages = body.get("messages")
+    return messages is not None and _BEYOND_MESSAGES.isdisjoint(body) and only_texts(messages)
 
 
 def _prompt_tokens(size: int, media: Media) -> int:
