@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from daemons.llmctl import backup, config, import_env, keys, loadtest, models, plan, status, usage
+from daemons.llmctl import backup, config, doctor, import_env, keys, loadtest, models, plan, status, usage
 from daemons.llmctl.top import verb as top
 from daemons.llmctl.up import verb as up
 from daemons.runtime import logs
@@ -21,7 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmctl {VERSION}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     up.add_parsers(verbs)
-    for verb in (status, top, keys, usage, plan, loadtest, config, import_env):
+    for verb in (status, doctor, top, keys, usage, plan, loadtest, config, import_env):
         verb.add_parser(verbs)
     models.add_parsers(verbs)
     backup.add_parsers(verbs)

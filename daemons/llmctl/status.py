@@ -1,6 +1,7 @@
-"""``llmctl status``: what this checkout runs, and whether a model would answer."""
+"""``llmctl status``: what this host or this checkout runs, and whether a model would answer."""
 
 import argparse
+import datetime as dt
 import json
 import sys
 import urllib.error
@@ -8,9 +9,14 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from daemons.llmctl.host.checks import SERVICE, findings
+from daemons.llmctl.host.machine import Machine, ThisMachine
+from daemons.llmctl.host.state import deployed, look
+from daemons.llmctl.host.view import screen
 from daemons.llmctl.up import instance
 from daemons.llmctl.up.layout import Layout
 from daemons.llmctl.up.prepare import CHECKOUT
@@ -24,17 +30,24 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     """Add ``status``."""
     parser = verbs.add_parser(
         "status",
-        help="say what `up` of this checkout runs, and whether a model would answer",
-        description="Exit status: 0 when a request would be answered, 1 when not yet, 3 when nothing runs.",
+        help="say what runs here, and whether a model would answer",
+        description="On a deployed host: units, GPUs, engines, keys and alerts. Elsewhere: what `up` of this "
+        "checkout runs. Exit status: 0 when all is well and a request would be answered, 1 when not, 3 when "
+        "nothing runs.",
     )
-    parser.add_argument("--state", type=Path, default=CHECKOUT / ".llm", metavar="FOLDER")
+    parser.add_argument(
+        "--state", type=Path, metavar="FOLDER", help=f"what `up` runs there (default: {CHECKOUT / '.llm'})"
+    )
     parser.add_argument("--json", action="store_true", help="for scripts")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run ``llmctl status``."""
-    layout = Layout(args.state)
+    machine = ThisMachine()
+    if args.state is None and deployed(machine):
+        return host(machine, as_json=args.json)
+    layout = Layout(args.state or CHECKOUT / ".llm")
     parts = {part: instance.holder(layout.run, part) for part in instance.PARTS}
     answer = _ask_gateway(layout) if parts["gateway"] else None
     ready = bool(answer and answer["ready"])
@@ -46,6 +59,20 @@ def run(args: argparse.Namespace) -> int:
     if not any(parts.values()):
         return _NOT_RUNNING
     return 0 if ready else 1
+
+
+def host(machine: Machine, *, as_json: bool) -> int:
+    """The state of a deployed host."""
+    state = look(machine, dt.datetime.now(dt.UTC))
+    found = findings(SERVICE, machine, state)
+    well = all(finding.warning for finding in found)
+    if as_json:
+        sys.stdout.write(msgspec.json.encode({"ok": well, "state": state, "findings": found}).decode() + "\n")
+    else:
+        Console(highlight=False).print(screen(state, found))
+    if not any(unit.active == "active" for unit in state.units if unit.name.startswith("llm")):
+        return _NOT_RUNNING
+    return 0 if well else 1
 
 
 def _ask_gateway(layout: Layout) -> dict[str, Any]:

@@ -14,7 +14,7 @@ _HOT = 0.9
 
 def screen(reading: Reading) -> RenderableType:
     """Everything, top to bottom: GPUs, engines, keys, what is silent."""
-    parts: list[RenderableType] = [_gpus(reading), _engines(reading)]
+    parts: list[RenderableType] = [gpus(reading), engines(reading)]
     if reading.keys:
         parts.append(_keys(reading))
     if reading.silent:
@@ -31,7 +31,8 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _gpus(reading: Reading) -> RenderableType:
+def gpus(reading: Reading) -> RenderableType:
+    """A row for each GPU, or why there is none."""
     if not reading.gpus:
         state = reading.nvml.replace("_", " ") or "the exporter does not answer"
         return Text("no GPU" if state == "ok" else f"no GPU data: {state}", style="yellow")
@@ -57,7 +58,8 @@ def _gpu(gpu: Gpu) -> tuple[Text, ...]:
     )
 
 
-def _engines(reading: Reading) -> RenderableType:
+def engines(reading: Reading) -> RenderableType:
+    """A row for each engine, and the queue."""
     table = _table("engine", "state<", "GPU<", "tok/s", "running", "waiting", "KV<")
     for engine in reading.engines:
         table.add_row(*_engine(engine))
