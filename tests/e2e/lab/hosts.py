@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.lab import image, registries
+from tests.e2e.lab import gpus, image, packages, registries
 
 BRIDGE = "llme2e0"
 NETWORK = "10.91.7"
@@ -20,8 +20,8 @@ PROXY_PORT = 3142
 MIRROR = "/srv/mirror"
 """Where hosts see the folder of downloads."""
 HERE = Path(__file__).parent
-PROGRAMS = ("systemd-nspawn", "mmdebstrap", "ip", "nsenter", "ssh", "ssh-keygen")
-PACKAGES = "systemd-container mmdebstrap iproute2 openssh-client procps"
+PROGRAMS = ("systemd-nspawn", "mmdebstrap", "ip", "nsenter", "ssh", "ssh-keygen", *packages.PROGRAMS)
+PACKAGES = "systemd-container mmdebstrap iproute2 openssh-client procps gcc libc6-dev gnupg"
 _GUEST_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
@@ -54,7 +54,7 @@ def missing() -> str | None:
     absent = [program for program in PROGRAMS if shutil.which(program) is None]
     if absent:
         return f"{', '.join(absent)} not found: apt-get install {PACKAGES}"
-    if not registries.apt_sources() and not (image.cache_folder() / f"{registries.SUITE}-base.tar").exists():
+    if not registries.apt_sources() and not image.kept_archive().exists():
         return f"apt on this machine knows no Debian {registries.SUITE} archive to build the hosts from"
     return None
 
@@ -201,6 +201,7 @@ class Lab:
             folder.mkdir(parents=True, exist_ok=True)
         if not self.base.exists():
             image.build(self.base, self.work, self.gateway, PROXY_PORT)
+            gpus.publish_stubs(self.work / "packages")
         _run("ip", "link", "add", BRIDGE, "type", "bridge")
         _run("ip", "addr", "add", f"{self.gateway}/24", "dev", BRIDGE)
         _run("ip", "link", "set", BRIDGE, "up")
@@ -224,22 +225,47 @@ class Lab:
         self._processes.append(process)
         (self.work / "proxy.pid").write_text(str(process.pid))
 
-    def boot(self, name: str, number: int) -> Host:
-        """Boot a fresh host at ``NETWORK.number``."""
+    def boot(
+        self,
+        name: str,
+        number: int,
+        prepare: Callable[[Path], None] | None = None,
+        layers: Sequence[Path] = (),
+    ) -> Host:
+        """Boot a fresh host at ``NETWORK.number``.
+
+        `prepare` is given its root file system before the start; `layers` lie between that and the base.
+        """
         host = Host(name, number, self.work / "hosts" / name)
         for folder in ("up", "work", "root"):
             (host.folder / folder).mkdir(parents=True)
         (host.folder / "number").write_text(str(number))
         self.hosts[name] = host
         self._link(host)
-        layers = f"lowerdir={self.base},upperdir={host.folder}/up,workdir={host.folder}/work"
-        _run("mount", "-t", "overlay", f"llm-e2e-{name}", "-o", layers, host.root)
+        lower = ":".join(map(str, [*layers, self.base]))
+        options = f"lowerdir={lower},upperdir={host.folder}/up,workdir={host.folder}/work"
+        _run("mount", "-t", "overlay", f"llm-e2e-{name}", "-o", options, host.root)
         (host.root / "etc/hostname").write_text(f"{name}\n")
         known = [f"{one.address} {one.name}" for one in self.hosts.values()]
         (host.root / "etc/hosts").write_text("\n".join(["127.0.0.1 localhost", "::1 localhost", *known, ""]))
+        if prepare is not None:
+            prepare(host.root)
         self._launch(host)
         host.wait_booted()
         return host
+
+    def keep(self, host: Host, folder: str) -> None:
+        """Keep a folder that a host installed, so that hosts booted with `layers` have it from the start."""
+        kept = self.work / "layers" / folder
+        if not kept.exists():
+            kept.parent.mkdir(parents=True)
+            # Links cost nothing, and the host's own may go.
+            _run("cp", "--archive", "--link", host.folder / "up" / folder, kept)
+
+    def layers(self) -> list[Path]:
+        """What `keep` kept, as layers for `boot`."""
+        folder = self.work / "layers"
+        return [folder] if folder.exists() else []
 
     def _link(self, host: Host) -> None:
         outer = f"llme2e{host.number}"
@@ -253,7 +279,11 @@ class Lab:
         _run(*inside, "route", "add", "default", "via", self.gateway)
 
     def _launch(self, host: Host) -> None:
-        binds = [f"--bind-ro={HERE / 'guest-init'}:/run/guest-init", f"--bind-ro={self.mirror}:{MIRROR}"]
+        binds = [
+            f"--bind-ro={HERE / 'guest-init'}:/run/guest-init",
+            f"--bind-ro={self.mirror}:{MIRROR}",
+            f"--bind-ro={self.work / 'packages'}:{packages.REPOSITORIES}",
+        ]
         command = [
             *(str(HERE / "launch"), f"llm-e2e-{host.name}", "systemd-nspawn", "-D", str(host.root)),
             *(f"--machine={host.name}", f"--network-namespace-path=/run/netns/{host.name}"),
@@ -309,6 +339,12 @@ class Lab:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         _gone(launcher, 5)
+
+    def leave(self) -> None:
+        """Let everything run on when this process ends; `found` finds it again."""
+        for process in self._processes:
+            # Nobody waits for it, and that is meant.
+            process.returncode = 0
 
     def down(self) -> None:
         """Remove the hosts and the network; the base system stays until its folder goes."""

@@ -1,5 +1,6 @@
 """The root file system every test host starts from: a minimal Debian, its archive kept between runs."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ PACKAGES = [
     "gpg",
     "iproute2",
     "iputils-ping",
+    "kmod",
     "less",
     "libnss-systemd",
     "libpam-systemd",
@@ -64,8 +66,14 @@ def build(root: Path, work: Path, address: str, proxy_port: int) -> None:
     os.utime(root / "var/lib/apt/lists", (0, 0))
 
 
+def kept_archive() -> Path:
+    """Where the archive of the base system lies, once it is made."""
+    made_of = hashlib.sha256(" ".join([SUITE, *PACKAGES]).encode()).hexdigest()
+    return cache_folder() / f"base-{made_of[:16]}.tar"
+
+
 def _archive(work: Path) -> Path:
-    kept = cache_folder() / f"{SUITE}-base.tar"
+    kept = kept_archive()
     if kept.is_file():
         return kept
     made = work / "base.tar"

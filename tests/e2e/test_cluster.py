@@ -1,0 +1,127 @@
+"""Two GPU hosts, and a third that is their gateway and watches them. The tests build on each other."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.lab import gpus
+from tests.e2e.lab.hosts import Host, Lab
+from tests.e2e.load import Load
+from tests.e2e.playbooks import TINY, Playbooks, until
+
+GENERATED = re.compile(r'^vllm:request_success_total\{.*finished_reason="length".*\} (\S+)$', re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def gpu_hosts(lab: Lab, tiny_model: Path) -> list[Host]:
+    """Two hosts with GPUs; vLLM is there already where the first scenario kept it."""
+    made = []
+    for name, number in (("gpu1", 21), ("gpu2", 22)):
+        host = lab.hosts.get(name) or lab.boot(name, number, gpus.plug_in, lab.layers())
+        shutil.copytree(tiny_model, host.root / "var/lib/llm/models/tiny", dirs_exist_ok=True)
+        host.sh("chmod -R a+rX /var/lib/llm")
+        made.append(host)
+    return made
+
+
+@pytest.fixture(scope="module")
+def front(lab: Lab, gpu_hosts: list[Host]) -> Host:
+    """The gateway and monitoring host."""
+    return lab.hosts.get("front") or lab.boot("front", 20)
+
+
+def served(host: Host) -> float:
+    """Requests that the engine of a GPU host has finished."""
+    return sum(map(float, GENERATED.findall(host.sh(f"curl -s http://{host.address}:9110/metrics"))))
+
+
+def test_three_bare_hosts_become_one_service(
+    front: Host, gpu_hosts: list[Host], playbooks: Playbooks
+) -> None:
+    playbooks.inventory(
+        {"gpu_hosts": gpu_hosts, "gateways": [front], "monitoring": [front]},
+        {"gpu_hosts": {"llm_engines": [TINY], "preflight_gpu_count": 2, "preflight_gpu_model": "RTX A6000"}},
+        firewall_enabled=True,
+        tls_names=["front"],
+    )
+    playbooks.must("deploy.yml")
+    assert playbooks.must("deploy.yml").changed_tasks() == []
+
+
+def test_prometheus_sees_every_target_of_every_host_up(front: Host) -> None:
+    def targets() -> set[tuple[str, str, str]]:
+        answer = json.loads(front.sh("curl -s 127.0.0.1:9090/api/v1/targets"))["data"]["activeTargets"]
+        return {(one["labels"]["job"], one["labels"]["host"], one["health"]) for one in answer}
+
+    gpu_jobs = {
+        (job, host) for job in ("node", "llm-engine", "llm-gpu-exporter") for host in ("gpu1", "gpu2")
+    }
+    own = {(job, "front") for job in ("prometheus", "node", "llm-gateway")}
+    until(60, lambda: {health for _, _, health in targets()} == {"up"})
+    assert {(job, host) for job, host, _ in targets()} == gpu_jobs | own
+
+
+def test_vllm_is_reached_from_other_hosts_by_key_and_tls_only(
+    lab: Lab, front: Host, gpu_hosts: list[Host]
+) -> None:
+    target = gpu_hosts[0]
+    open_to_net = {
+        (name, int(port))
+        for line in target.sh("ss -ltnpH").splitlines()
+        for address, port in re.findall(r"\s(\S+):(\d+)\s+\S+:\*", line)
+        for name in re.findall(r'\("([^"]+)"', line)
+        if not address.startswith(("127.", "[::1]"))
+    }
+    assert not {one for one in open_to_net if "vllm" in one[0].lower()}
+    # The supervisor's own metrics are for Prometheus.
+    assert {port for _, port in open_to_net} <= {22, 8443, 9100, 9101, 9110}
+    base = f"https://{target.address}:8443/tiny-a"
+    ask = "curl -sk -m 5 -o /dev/null -w '%{http_code}'"
+    key = target.sh("cat /etc/llm/credentials/engine-access-key")
+    with_key = f"{ask} -H 'Authorization: Bearer {key}'"
+    assert front.sh(f"{ask} {base}/v1/models") == "401"
+    assert front.sh(f"{with_key} {base}/v1/models") == "200"
+    assert front.sh(f"{with_key} {base}/state") == "200"
+    assert front.sh(f"{with_key} -X POST {base}/state") == "403"
+    assert front.sh(f"{with_key} {base}/metrics") == "404"
+    # Another host gets no answer at all: neither from an engine nor from the metrics.
+    for port in (8443, 9100, 9101, 9110):
+        knock = f"timeout 2 bash -c 'exec 3<>/dev/tcp/{target.address}/{port}'"
+        assert gpu_hosts[1].run("sh", "-c", knock, check=False).returncode != 0
+        assert front.run("sh", "-c", knock, check=False).returncode == 0
+
+
+def test_requests_spread_over_the_hosts(front: Host, gpu_hosts: list[Host]) -> None:
+    before = [served(host) for host in gpu_hosts]
+    with Load(front.address, front.sh("cat /etc/llm/credentials/keys/team-a")) as load:
+        until(120, lambda: load.outcomes["whole"] >= 20)
+    assert set(load.outcomes) == {"whole"}, load.outcomes
+    shares = [served(host) - was for host, was in zip(gpu_hosts, before, strict=True)]
+    assert min(shares) >= sum(shares) * 0.25, shares
+
+
+def test_a_host_that_is_cut_off_costs_no_request_without_a_first_byte(
+    lab: Lab, front: Host, gpu_hosts: list[Host]
+) -> None:
+    lost = gpu_hosts[1]
+    with Load(front.address, front.sh("cat /etc/llm/credentials/keys/team-a")) as load:
+        until(120, lambda: load.outcomes["whole"] >= 5)
+        lab.cut(lost)
+        until(120, lambda: "gpu2" not in serving(front))
+        cut_at = load.outcomes["whole"]
+        until(120, lambda: load.outcomes["whole"] >= cut_at + 10)
+        lab.mend(lost)
+        until(120, lambda: "gpu2" in serving(front))
+        was = served(lost)
+        until(120, lambda: served(lost) > was)
+    broken = {outcome for outcome in load.outcomes if outcome.startswith("broken after its first byte")}
+    assert set(load.outcomes) - broken == {"whole"}, load.outcomes
+
+
+def serving(front: Host) -> str:
+    """Names of the engines that the gateway uses."""
+    state = front.sh("curl -s --unix-socket /run/llm/gateway/admin.sock http://localhost/state")
+    return " ".join(engine["name"] for engine in json.loads(state)["engines"] if engine["serves"])
