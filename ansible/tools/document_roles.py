@@ -46,7 +46,7 @@ def readme(role: Path) -> str:
     for name, option in specification.get("options", {}).items():
         default = yaml.safe_dump(option.get("default"), default_flow_style=True, width=10_000)
         shown = default.removesuffix("\n").removesuffix("\n...").replace("|", "\\|")
-        choices = f"; one of {', '.join(option['choices'])}" if "choices" in option else ""
+        choices = f"; one of {', '.join(map(str, option['choices']))}" if "choices" in option else ""
         meaning = " ".join(option["description"].split())
         lines.append(f"| `{name}` | {option['type']}{choices} | `{shown}` | {meaning} |")
     return "\n".join(lines) + "\n"
