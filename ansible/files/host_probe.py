@@ -41,6 +41,7 @@ def normal(pci):
 def driver_gpus(proc, sys_root):
     """GPUs as the loaded driver sees them. NVML's index follows the PCI order, the minor need not."""
     found = []
+    memory = memory_of()
     for name in folders(f"{proc}/driver/nvidia/gpus"):
         text = read(f"{proc}/driver/nvidia/gpus/{name}/information")
         facts = dict(re.findall(r"^([^:\n]+):\s*(.*?)\s*$", text, flags=re.MULTILINE))
@@ -52,6 +53,7 @@ def driver_gpus(proc, sys_root):
                 "uuid": facts.get("GPU UUID", ""),
                 "minor": int(facts["Device Minor"]) if facts.get("Device Minor", "").isdigit() else None,
                 "model": facts.get("Model", ""),
+                "memory_mib": memory.get(facts.get("GPU UUID", "")),
                 # A host without NUMA says -1.
                 "numa_node": int(node) if node.isdigit() else None,
                 "cpus": read(f"{sys_root}/bus/pci/devices/{pci}/local_cpulist"),
@@ -59,6 +61,13 @@ def driver_gpus(proc, sys_root):
         )
     found.sort(key=lambda gpu: gpu["pci"])
     return [{"index": index, **gpu} for index, gpu in enumerate(found)]
+
+
+def memory_of():
+    """Memory of each GPU in MiB, by UUID; with ECC a part of what is installed is missing."""
+    lines = command("nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits").splitlines()
+    fields = [line.split(", ") for line in lines]
+    return {field[0]: int(field[1]) for field in fields if len(field) == 2 and field[1].isdigit()}
 
 
 def pci_gpus(sys_root):

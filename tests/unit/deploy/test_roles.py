@@ -225,3 +225,30 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
 def test_engines_that_overfill_a_gpu_are_refused(tmp_path: Path) -> None:
     engines = [engine(), engine(name="b", metrics_port=9111)]
     assert "GPU 0 is claimed by several engines to 1.8" in preflight(tmp_path, llm_engines=engines)
+
+
+@pytest.mark.parametrize(("share", "refused"), [(0.97, True), (0.96, False), (0.90, False)])
+def test_a_share_that_would_make_an_alert_permanent_is_refused(
+    share: float, refused: bool, tmp_path: Path
+) -> None:
+    said = preflight(
+        tmp_path, preflight_gpu_memory_gib=48, llm_engines=[engine(gpu_memory_utilization=share)]
+    )
+    assert ("the alert GpuMemoryLow (below 2 GB) would never end" in said) is refused
+
+
+def test_the_memory_that_the_driver_tells_wins(tmp_path: Path) -> None:
+    host = {"gpus": [{**A6000[0], "model": "RTX A6000", "memory_mib": 16 * 1024}]}
+    said = preflight(tmp_path, host=host, preflight_gpu_memory_gib=48)
+    assert "GPU 0: gpu_memory_utilization 0.9 leaves 1.7 GB free" in said
+    lower = preflight(tmp_path, host=host, prometheus_alert_gpu_memory_free_gb=1.5)
+    assert lower == ""
+
+
+def test_preflight_knows_the_alert_s_own_threshold() -> None:
+    roles = playbook.ANSIBLE / "roles"
+    threshold = yaml.safe_load((roles / "prometheus/defaults/main.yml").read_text())[
+        "prometheus_alert_gpu_memory_free_gb"
+    ]
+    preflights = yaml.safe_load((roles / "preflight/defaults/main.yml").read_text())
+    assert f"default({threshold})" in preflights["preflight_gpu_memory_free_gb"]
