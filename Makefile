@@ -16,7 +16,7 @@ DAEMONS := .venv/.daemons
 DEV := .venv/.dev
 
 .PHONY: help up setup download vllm gateway gpu-exporter monitoring loadtest status stop \
-	test lint e2e soak bench wheel mirror deploy lock clean
+	test lint e2e soak bench wheel mirror deploy rules lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ e2e: $(DEV) ## deploy to booted systemd hosts on this machine (root)
 
 soak: $(DEV) ## the tests that are long by design
 	@$(BIN)/python -m pytest -m slow --timeout 7200 --ignore=tests/e2e
+
+rules: $(DEV) ## render Prometheus' rules and build the dashboards anew
+	@$(BIN)/python -m observability.prometheus.render
 
 lock: $(DEV) ## write the locks of requirements/ anew
 	@sh requirements/lock.sh

@@ -65,7 +65,9 @@ def driver_gpus(proc, sys_root):
 
 def memory_of():
     """Memory of each GPU in MiB, by UUID; with ECC a part of what is installed is missing."""
-    lines = command("nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits").splitlines()
+    lines = command(
+        "nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"
+    ).splitlines()
     fields = [line.split(", ") for line in lines]
     return {field[0]: int(field[1]) for field in fields if len(field) == 2 and field[1].isdigit()}
 

@@ -61,6 +61,9 @@ class Meters:
         self.restarts = Counter(
             "llm_engine_restarts", "Restarts of vLLM by cause", ["cause"], registry=self.registry
         )
+        # From the start, so that the first restart is an increase.
+        for cause in ("start", "exit", "hang"):
+            self.restarts.labels(cause)
         self.upstream_up = Gauge(
             "llm_engine_metrics_up",
             "1 when vLLM's own metrics are part of this answer",

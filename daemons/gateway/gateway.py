@@ -138,7 +138,7 @@ class Gateway(Daemon):
             registry,
             self._totals,
             PoolCollector(self.pool, self._admission),
-            TenantsCollector(self.limiter, self._ledger),
+            TenantsCollector(self._keys, self.limiter, self._ledger),
         )
         render = runtime_metrics.render_registry(registry)
         self._scrapes = asyncio.create_task(self._serve_metrics(render))

@@ -97,21 +97,27 @@ _NOBODY = sha256(b"").digest()
 
 
 class KeyRing:
-    """The keys in force, by the digest of their secrets."""
+    """The keys in force, by the digest of their secrets.
+
+    Attributes:
+        aliases: names of all keys, disabled ones included.
+        limits: what each may use, by alias.
+    """
 
     def __init__(self) -> None:
         self._secrets: dict[bytes, _Secret] = {}
         self.aliases: frozenset[str] = frozenset()
+        self.limits: dict[str, Bounds] = {}
 
     def replace(self, keys: Iterable[KeySettings]) -> None:
         """Put `keys` in force."""
         secrets: dict[bytes, _Secret] = {}
-        aliases = set()
+        limits = {}
         for key in keys:
-            aliases.add(key.name)
+            limits[key.name] = key.limits
             if not key.disabled:
                 secrets.update({secret.digest: secret for secret in _secrets_of(key)})
-        self._secrets, self.aliases = secrets, frozenset(aliases)
+        self._secrets, self.aliases, self.limits = secrets, frozenset(limits), limits
 
     def find(self, presented: bytes, now: float) -> Tenant | None:
         """The tenant of a presented key at POSIX time `now`; an unknown key costs the same as a known one."""

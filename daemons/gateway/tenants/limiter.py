@@ -4,7 +4,7 @@ Pure: it decides at once, on this process' own state, by the clocks it is given.
 """
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Literal
 
@@ -126,6 +126,19 @@ class Account:
             self.expected += _RISE * max(self.expected, 16.0)
         else:
             self.expected -= _FALL * self.expected
+
+    def used(self, bounds: Bounds, now: float, at: Periods) -> Iterator[tuple[Dimension, float]]:
+        """The share of each limit of `bounds` that is used; more than 1 where a request was larger."""
+        dimensions: tuple[tuple[Dimension, int | None, int], ...] = (
+            ("concurrency", bounds.concurrency, self.in_flight),
+            ("requests", bounds.requests_per_minute, self.requests.advance(now)),
+            ("tokens", bounds.tokens_per_minute, self.tokens.advance(now)),
+            ("day", bounds.tokens_per_day, self.days.of(at.day)),
+            ("month", bounds.tokens_per_month, self.months.of(at.month)),
+        )
+        for dimension, limit, use in dimensions:
+            if limit is not None:
+                yield dimension, use / limit
 
     def idle(self, now: float) -> bool:
         """Whether it can be forgotten without a difference to anybody's minute."""

@@ -6,14 +6,16 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from daemons.gateway.tenants.keys import KeyRing
 from daemons.gateway.tenants.ledger.ledger import Ledger
 from daemons.gateway.tenants.limiter import Limiter
 
 
 class TenantsCollector(Collector):
-    """The ledger's health, and what keys have in flight."""
+    """The ledger's health, what keys have in flight, and how near to their limits they are."""
 
-    def __init__(self, limiter: Limiter, ledger: Ledger) -> None:
+    def __init__(self, ring: KeyRing, limiter: Limiter, ledger: Ledger) -> None:
+        self._ring = ring
         self._limiter = limiter
         self._ledger = ledger
 
@@ -35,6 +37,15 @@ class TenantsCollector(Collector):
         flight = GaugeMetricFamily(
             "llm_gateway_key_in_flight", "Requests that hold a reservation of their key", labels=("key",)
         )
+        used = GaugeMetricFamily(
+            "llm_gateway_key_limit_used_ratio",
+            "Share of a limit that its key uses; limit: concurrency, requests, tokens, day, month",
+            labels=("key", "limit"),
+        )
+        now, at, limits = self._limiter.monotonic(), self._limiter.periods(), self._ring.limits
         for alias, account in self._limiter.keys.items():
             flight.add_metric((alias,), account.in_flight)
-        yield flight
+            if alias in limits:
+                for limit, share in account.used(limits[alias], now, at):
+                    used.add_metric((alias, limit), share)
+        yield from (flight, used)

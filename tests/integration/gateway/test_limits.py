@@ -48,6 +48,18 @@ async def test_a_burst_of_200_against_ten_a_minute_lets_exactly_ten_pass(
         assert (await running.metrics())[f"llm_gateway_rate_limited_total{{{labels}}}"] == 190
 
 
+async def test_metrics_tell_how_near_a_key_is_to_its_limits(tmp_path: Path) -> None:
+    limited(tmp_path, requests_per_minute=10, tokens_per_day=1_000_000)
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+        for _ in range(9):
+            await running.chat()
+        metrics = await running.metrics()
+    used = 'llm_gateway_key_limit_used_ratio{key="team",limit="%s"}'
+    assert metrics[used % "requests"] == 0.9
+    assert 0 < metrics[used % "day"] < 0.01
+    assert used % "month" not in metrics
+
+
 async def test_streamed_tokens_are_held_to_the_limit_within_one_requests_output(tmp_path: Path) -> None:
     limited(tmp_path, tokens_per_minute=500)
 

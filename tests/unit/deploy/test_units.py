@@ -17,6 +17,7 @@ CEILINGS = {
     "llm-gpu-nodes.service": 2.3,
     "llm-model@.service": 2.3,
     "llm-firewall.service": 2.3,
+    "llm-certificates.service": 1.0,
 }
 """Highest exposure that ``systemd-analyze security`` may find."""
 
