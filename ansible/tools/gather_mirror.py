@@ -29,11 +29,8 @@ def gather_wheels(folder: Path, variant: str, python: str) -> None:
     """Download every locked wheel for Python `python`; pip checks the hashes."""
     for lock in locks(variant):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-        command += ["--prefer-binary", "--python-version", python, "--dest", str(folder)]
+        command += ["--only-binary", ":all:", "--python-version", python, "--dest", str(folder)]
         subprocess.run([*command, "--requirement", str(lock)], check=True)
-    # One requirement is published as source only; building it asks for this.
-    build = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    subprocess.run([*build, "--dest", str(folder), "setuptools", "wheel"], check=True)
 
 
 def prometheus(machine: str) -> tuple[str, str]:

@@ -1,13 +1,14 @@
 """Credentials, and what a child may not inherit."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from daemons.runtime.credentials import Credentials
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
-from daemons.runtime.notify import child_environment, watchdog_interval
+from daemons.runtime.notify import SystemdNotifier, child_environment, watchdog_interval
 
 
 def test_systemd_hands_credentials_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,3 +52,17 @@ def test_the_watchdog_interval_is_for_this_process_only(monkeypatch: pytest.Monk
     assert watchdog_interval() == 30.0
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid() + 1))
     assert watchdog_interval() is None
+
+
+def test_a_manager_in_the_abstract_name_space_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        # The kernel picks a free name, with a null byte in front.
+        manager.bind("")
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + manager.getsockname()[1:].decode())
+        SystemdNotifier().ready("serving\ntwo models")
+        assert manager.recv(200) == b"READY=1\nSTATUS=serving two models"
+
+
+def test_a_manager_that_is_gone_is_no_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    SystemdNotifier().watchdog()
