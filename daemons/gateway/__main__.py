@@ -7,7 +7,7 @@ import sys
 from argparse import SUPPRESS, Namespace
 
 from daemons.gateway import reload, settings, succession
-from daemons.gateway.gateway import Gateway
+from daemons.gateway.gateway import Gateway, require_tracing
 from daemons.gateway.master import START_SECONDS, Master, die_with_parent, handed_sockets
 from daemons.gateway.tenants.keys import KeyFolder, KeyRing
 from daemons.runtime import cli, lifecycle, sockets
@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 def _check(options: Namespace) -> str:
     loaded = settings.load(options.config)
     keys = KeyFolder(loaded.keys, KeyRing()).check()
+    require_tracing(loaded.tracing)
     return f"{options.config} is good: {len(loaded.engines)} engines, {len(keys)} keys"
 
 

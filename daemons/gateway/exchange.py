@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
+    from daemons.gateway.api.content import Content
     from daemons.gateway.metrics import Series
     from daemons.gateway.pool.engine import Engine
     from daemons.gateway.relay.relay import Relay
     from daemons.gateway.tenants.keys import Tenant
     from daemons.gateway.tenants.limiter import Reservation
+    from daemons.gateway.tracing import Trace
 
 
 class Exchange(msgspec.Struct, eq=False):
@@ -36,6 +38,8 @@ class Exchange(msgspec.Struct, eq=False):
         entry: its number in the ledger; 0 before it is let in.
         retries: attempts beyond the first.
         status: HTTP status of the answer; 0 while none was sent.
+        trace: its spans, where requests are traced.
+        content: prompt and answer, where the key's are logged.
     """
 
     request_id: str
@@ -56,3 +60,5 @@ class Exchange(msgspec.Struct, eq=False):
     entry: int = 0
     retries: int = 0
     status: int = 0
+    trace: Trace | None = None
+    content: Content | None = None

@@ -7,6 +7,7 @@ import socket
 import time
 from pathlib import Path
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -27,7 +28,7 @@ from daemons.gateway.pool.pick import LeastInFlight
 from daemons.gateway.pool.poller import Poller
 from daemons.gateway.pool.pool import Pool
 from daemons.gateway.relay.attempts import Attempts, RetryBudget
-from daemons.gateway.settings import GatewaySettings
+from daemons.gateway.settings import GatewaySettings, TracingSettings
 from daemons.gateway.settle import Settle
 from daemons.gateway.succession import Succession, Word
 from daemons.gateway.tenants.addresses import Clients, Failures
@@ -41,10 +42,14 @@ from daemons.gateway.totals import SECTION as TOTALS
 from daemons.gateway.totals import Totals
 from daemons.runtime import metrics as runtime_metrics
 from daemons.runtime.control import EngineReport
+from daemons.runtime.errors import EXIT_CONFIG, Fatal
 from daemons.runtime.http import serving
 from daemons.runtime.lifecycle import Daemon
 from daemons.runtime.logs import Records
 from daemons.runtime.sockets import listen_unix, port_of
+
+if TYPE_CHECKING:
+    from daemons.gateway.tracing import Tracing
 
 log = structlog.get_logger()
 
@@ -85,6 +90,8 @@ class Gateway(Daemon):
         self._metrics = Metrics()
         self._ledger = Ledger(settings.ledger, settings.accounting.keep_days)
         self._totals = Totals(self._metrics)
+        tracing, collector = require_tracing(settings.tracing), settings.tracing.endpoint
+        self._tracing = tracing(collector) if tracing and collector else None
         self._failures = Failures(settings.addresses.failures_per_minute)
         self.limiter = Limiter(settings.addresses.limits, monotonic, time.time)
         connect = settings.timeouts.connect
@@ -104,6 +111,8 @@ class Gateway(Daemon):
             self._keys, Clients(self._settings.addresses.trusted_proxies), self._failures
         )
         history = History()
+        if self._settings.debug.log_content_of:
+            log.warning("prompts and answers are logged", keys=self._settings.debug.log_content_of)
         self._settle = Settle(self._metrics, Records("llm-gateway", "request"), history, self._ledger)
         self._ledger.start()
         stages = Stages(
@@ -116,6 +125,7 @@ class Gateway(Daemon):
             bill=self._ledger,
             settle=self._settle,
             metrics=self._metrics,
+            tracing=self._tracing,
         )
         cors = Cors(self._settings.cors)
         self._inference = Inference(self._settings, stages, cors)
@@ -191,6 +201,8 @@ class Gateway(Daemon):
         if self._settle is not None:
             self._settle.close()
         await asyncio.to_thread(self._ledger.close)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         for engine in self.pool.engines:
             engine.dialer.close()
 
@@ -262,6 +274,25 @@ class Gateway(Daemon):
             for engine in self.pool.engines:
                 for relay in list(engine.relays):
                     relay.check(now)
+
+
+def require_tracing(settings: TracingSettings) -> "type[Tracing] | None":
+    """What traces requests; None where that is off.
+
+    Raises:
+        Fatal: the optional extra is missing.
+    """
+    if settings.endpoint is None:
+        return None
+    try:
+        from daemons.gateway.tracing import Tracing  # noqa: PLC0415 - an optional extra
+    except ImportError as error:
+        raise Fatal(
+            f"tracing.endpoint is set, but {error.name} is not installed: install the extra 'otel',"
+            " or remove the setting",
+            EXIT_CONFIG,
+        ) from None
+    return Tracing
 
 
 def _default_admin() -> Path | None:

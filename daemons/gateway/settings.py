@@ -131,6 +131,28 @@ class CorsSettings(Settings):
     """Seconds for which a browser may remember a preflight's answer."""
 
 
+class TracingSettings(Settings):
+    """OpenTelemetry; off while no collector is named. Needs the optional extra ``otel``."""
+
+    endpoint: str | None = None
+    """The collector's URL for OTLP traces over HTTP, as in ``http://127.0.0.1:4318/v1/traces``."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_url(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "http://none")
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username:
+            raise ValueError("expected http(s)://HOST:PORT/v1/traces")
+        return value
+
+
+class DebugSettings(Settings):
+    """For finding faults; not for everyday use."""
+
+    log_content_of: tuple[Name, ...] = ()
+    """Keys whose prompts and answers are written to the log, 64 KiB of each at most; nobody's by default."""
+
+
 class GatewaySettings(Settings):
     """``gateway.yaml``."""
 
@@ -155,6 +177,8 @@ class GatewaySettings(Settings):
     addresses: AddressSettings = AddressSettings()
     cors: CorsSettings = CorsSettings()
     policy: PolicySettings = PolicySettings()
+    tracing: TracingSettings = TracingSettings()
+    debug: DebugSettings = DebugSettings()
 
     @model_validator(mode="after")
     def _unique_engines(self) -> "GatewaySettings":

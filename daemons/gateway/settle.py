@@ -75,6 +75,8 @@ class Settle:
             retries=exchange.retries,
         )
         self._history.add(record)
+        if exchange.trace is not None:
+            exchange.trace.end(record)
         if failure is None:
             if self._records.add(record):
                 self._loop.call_later(_FLUSH_SECONDS, self._records.flush)

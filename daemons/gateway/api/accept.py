@@ -35,6 +35,14 @@ def traceparent(headers: CIMultiDictProxy[str]) -> bytes:
     return b"traceparent: %b\r\n" % given.encode() if given is not None and _TRACE.fullmatch(given) else b""
 
 
+def trace_context(headers: CIMultiDictProxy[str]) -> dict[str, str]:
+    """The client's trace (W3C Trace Context), empty where it has none that is well-formed."""
+    given = headers.get(_TRACEPARENT)
+    if given is None or not _TRACE.fullmatch(given):
+        return {}
+    return {"traceparent": given, "tracestate": headers.get("tracestate", "")[:512]}
+
+
 def check_framing(headers: CIMultiDictProxy[str]) -> None:
     """Refuse what could be read as another message by somebody else.
 

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
@@ -11,6 +12,7 @@ from aiohttp.web_request import BaseRequest
 from daemons.gateway.admission.queue import Admission
 from daemons.gateway.api import accept
 from daemons.gateway.api.accept import X_REQUEST_ID
+from daemons.gateway.api.content import Content
 from daemons.gateway.api.cors import Cors
 from daemons.gateway.api.endpoints import Endpoint
 from daemons.gateway.api.forms import message_of
@@ -30,6 +32,9 @@ from daemons.gateway.tenants.authenticate import Authenticator
 from daemons.gateway.tenants.keys import Tenant
 from daemons.gateway.tenants.reserve import Limits
 
+if TYPE_CHECKING:
+    from daemons.gateway.tracing import Tracing
+
 _KEEP, _CLOSE = Written(keep_alive=True), Written(keep_alive=False)
 
 
@@ -46,6 +51,7 @@ class Stages:
     bill: Bill
     settle: Settle
     metrics: Metrics
+    tracing: "Tracing | None"
 
 
 class Inference:
@@ -61,6 +67,8 @@ class Inference:
         self._timeouts = settings.timeouts
         self._stages = stages
         self._cors = cors
+        self._tracing = stages.tracing
+        self._content_of = frozenset(settings.debug.log_content_of)
         self._loop = asyncio.get_running_loop()
         self._patience = {priority: _patience(settings.timeouts, priority) for priority in PRIORITIES}
         self._whole = _patience(settings.timeouts, None)
@@ -76,6 +84,8 @@ class Inference:
         arrived = monotonic()
         tenant, client = self._stages.authenticate(request.headers, request.remote)
         exchange = Exchange(request_id, tenant, endpoint.name, arrived, client)
+        if self._tracing is not None:
+            exchange.trace = self._tracing.begin(endpoint.path, accept.trace_context(request.headers))
         failure: ErrorCode | None = ErrorCode.INTERNAL_ERROR
         self.active.add(exchange)
         try:
@@ -99,6 +109,8 @@ class Inference:
     async def _serve(self, request: BaseRequest, endpoint: Endpoint, exchange: Exchange) -> ErrorCode | None:
         raw = await accept.read_body(request, self._limits.body_bytes, self._timeouts.request_body)
         exchange.bytes_in = len(raw)
+        if exchange.tenant.alias in self._content_of and isinstance(request.protocol, ClientConnection):
+            exchange.content = Content(raw, request.protocol)
         asked_for = self._stages.policy(raw, exchange.tenant.cache_group, endpoint.fields)
         self._check_model(asked_for.model, exchange)
         exchange.stream = asked_for.stream
@@ -167,7 +179,7 @@ class Inference:
         events = endpoint.events
         if exchange.stream and events is not None:
             relay = StreamRelay(
-                client,
+                exchange.content or client,
                 self._loop,
                 fields=fields,
                 patience=patience,
@@ -178,7 +190,12 @@ class Inference:
             )
         else:
             relay = Relay(
-                client, self._loop, fields=fields, patience=patience, observer=series, chunked=chunked
+                exchange.content or client,
+                self._loop,
+                fields=fields,
+                patience=patience,
+                observer=series,
+                chunked=chunked,
             )
         client.relay = exchange.relay = relay
         return relay
@@ -191,7 +208,7 @@ class Inference:
         return b"%b HTTP/1.1\r\nX-Request-Id: %b\r\n%b" % (
             endpoint.path.encode(),
             name.encode(),
-            accept.traceparent(request.headers),
+            exchange.trace.to_engine() if exchange.trace else accept.traceparent(request.headers),
         )
 
     def _conclude(self, relay: Relay, failure: ErrorCode | None) -> ErrorCode | None:
@@ -228,6 +245,8 @@ class Inference:
                 client.relay = None
         now = monotonic()
         self._stages.settle(exchange, failure, now, detail)
+        if exchange.content is not None:
+            exchange.content.write(exchange.request_id, exchange.tenant.alias)
         if exchange.engine is not None:
             self._stages.admission.leave(exchange.engine, exchange.model, now)
 

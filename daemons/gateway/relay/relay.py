@@ -32,7 +32,9 @@ class Observer(Protocol):
 class Client(Protocol):
     """The client's connection, as the relay sees it."""
 
-    transport: asyncio.Transport | None
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """Where the answer goes; None once the connection is lost."""
 
 
 class Patience:
