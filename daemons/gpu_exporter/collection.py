@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import pynvml
-
 from daemons.gpu_exporter import dcgm
 from daemons.gpu_exporter.collectors import Collector
 from daemons.gpu_exporter.families import Family, Labels, Sample, counter, gauge, render
@@ -40,6 +38,17 @@ class _Device:
     dcgm_labels: Labels
     readings: dict[str, _Reading] = field(default_factory=dict)
     supported: dict[tuple[str, frozenset[Family]], str] = field(default_factory=dict)
+
+    def status(self, fault: str = "") -> GpuStatus:
+        gpu = self.gpu
+        return GpuStatus(
+            index=gpu.index,
+            uuid=gpu.uuid,
+            pci=gpu.pci,
+            name=gpu.name,
+            fault=fault,
+            dcgm_labels=self.dcgm_labels,
+        )
 
 
 class Collection:
@@ -124,19 +133,17 @@ class Collection:
                     self._read(device, collector, spent)
         except GpuGone as error:
             self._devices.pop(index, None)
-            return _describe(device.gpu if device else Gpu(None, index, ""), fault=str(error))
+            return GpuStatus(index=index, fault=str(error)) if device is None else device.status(str(error))
         self._devices[index] = device
-        return _describe(device.gpu)
+        return device.status()
 
     def _open(self, index: int) -> _Device:
         gpu = self._nvml.open_gpu(index)
-        minor = gpu.ask(pynvml.nvmlDeviceGetMinorNumber)
-        gpu.errors.clear()
         self._xids.watch(gpu)
         return _Device(
             gpu=gpu,
             labels=(("gpu", str(index)), ("uuid", gpu.uuid)),
-            dcgm_labels=dcgm.labels(gpu, minor, socket.gethostname(), self._driver),
+            dcgm_labels=dcgm.labels(gpu, socket.gethostname(), self._driver) if self._dcgm_names else (),
         )
 
     def _read(self, device: _Device, collector: Collector, spent: dict[str, float]) -> None:
@@ -194,7 +201,3 @@ class Collection:
             yield SUCCESS(int(not failed), ("collector", collector.name))
         for (name, error), number in self._errors.items():
             yield ERRORS(number, ("collector", name), ("error", error))
-
-
-def _describe(gpu: Gpu, fault: str = "") -> GpuStatus:
-    return GpuStatus(index=gpu.index, uuid=gpu.uuid, pci=gpu.pci, name=gpu.name, fault=fault)

@@ -6,6 +6,8 @@ Names, types and units as in the ``default-counters.csv`` of dcgm-exporter: perc
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import pynvml
+
 from daemons.gpu_exporter.collectors import (
     clock_events,
     clocks,
@@ -40,7 +42,7 @@ def _ecc(name: str, text: str, error: str, counter: str) -> _Field:
     return _field(ecc.ERRORS, name, text, 1, ("error", error), ("counter", counter))
 
 
-_PERCENT, _PER_MEBI, _PER_MEGA, _MILLI, _NANO = 100, 1 / 1048576, 1e-6, 1000, 1e9
+_PERCENT, _PER_MEBI, _PER_MEGA, _PER_KILO, _MILLI, _NANO = 100, 1 / 1048576, 1e-6, 1e-3, 1000, 1e9
 
 _FIELDS = (
     _field(clocks.CLOCK, "SM_CLOCK", "SM clock frequency (in MHz).", _PER_MEGA, ("clock", "sm")),
@@ -49,6 +51,21 @@ _FIELDS = (
     _field(temperature.MEMORY, "MEMORY_TEMP", "Memory temperature (in C)."),
     _field(power.USAGE, "POWER_USAGE", "Power draw (in W)."),
     _field(power.ENERGY, "TOTAL_ENERGY_CONSUMPTION", "Total energy consumption since boot (in mJ).", _MILLI),
+    # Counters to dcgm-exporter, but NVML tells rates.
+    _field(
+        pcie.THROUGHPUT,
+        "PCIE_TX_THROUGHPUT",
+        "PCIe traffic transmitted (in KB per second).",
+        _PER_KILO,
+        ("direction", "transmit"),
+    ),
+    _field(
+        pcie.THROUGHPUT,
+        "PCIE_RX_THROUGHPUT",
+        "PCIe traffic received (in KB per second).",
+        _PER_KILO,
+        ("direction", "receive"),
+    ),
     _field(pcie.REPLAYS, "PCIE_REPLAY_COUNTER", "Total number of PCIe retries."),
     _field(utilization.UTILIZATION, "GPU_UTIL", "GPU utilization (in %).", _PERCENT),
     _field(utilization.MEMORY_BUSY, "MEM_COPY_UTIL", "Memory utilization (in %).", _PERCENT),
@@ -125,8 +142,10 @@ def translate(samples: Iterable[Sample]) -> list[Sample]:
     ]
 
 
-def labels(gpu: Gpu, minor: int | None, hostname: str, driver: str) -> Labels:
+def labels(gpu: Gpu, hostname: str, driver: str) -> Labels:
     """The labels that dcgm-exporter puts on every series."""
+    minor = gpu.ask(pynvml.nvmlDeviceGetMinorNumber)
+    gpu.errors.clear()
     return (
         ("gpu", str(gpu.index)),
         ("UUID", gpu.uuid),

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import msgspec
+
 from daemons.gpu_exporter.families import Sample, gauge
 from daemons.gpu_exporter.snapshot import GpuStatus
 
@@ -50,9 +52,7 @@ class Inventory:
             if gpu.uuid or known is None:
                 yield gpu
             else:
-                yield GpuStatus(
-                    index=gpu.index, uuid=known.uuid, pci=known.pci, name=known.name, fault=gpu.fault
-                )
+                yield msgspec.structs.replace(known, fault=gpu.fault)
 
     @property
     def present(self) -> int:

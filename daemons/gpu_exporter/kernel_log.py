@@ -1,7 +1,8 @@
 """XID errors in the kernel's log, from ``/dev/kmsg`` or the journal.
 
 A driver that hangs still logs; so this is read in the exporter's own process, not in the worker. What the log
-still holds from before the start is counted too: the counters then reach back to the boot.
+still holds from before the start is counted too: the counters reach back to the boot, and a restart of the
+exporter does not set them back.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -25,19 +26,10 @@ log = structlog.get_logger()
 
 KMSG = Path("/dev/kmsg")
 _RETRY = 30.0
+_HISTORY_TIMEOUT = 30.0
 _CHUNK = 8192
 _AT_ONCE = 100
 _KILL_GRACE = 2.0
-_JOURNALCTL = (
-    "journalctl",
-    "--dmesg",
-    "--boot",
-    "--follow",
-    "--lines=all",
-    "--output=json",
-    "--output-fields=MESSAGE",
-)
-
 _XID = re.compile(
     r"NVRM: Xid \((?:PCI:)?(?P<domain>[0-9a-f]{4,8}):(?P<bus>[0-9a-f]{2}):(?P<device>[0-9a-f]{2})"
     r"(?:\.(?P<function>[0-7]))?[^)]*\): (?P<xid>[0-9]{1,4})\b",
@@ -50,7 +42,7 @@ class Unreadable(Exception):
 
 
 class Reader(Protocol):
-    """Yields XID events for as long as the log can be read."""
+    """Yields XID events for as long as the log can be read; None once, after those from before the start."""
 
     def __call__(self) -> AsyncIterator[XidEvent | None]: ...
 
@@ -76,6 +68,8 @@ def parse_kmsg(record: str, boot: float) -> XidEvent | None:
 
 def parse_journal(line: bytes) -> XidEvent | None:
     """The same for a line of ``journalctl --output=json``; a message that is no text is a list of bytes."""
+    if b"NVRM" not in line:
+        return None
     try:
         entry = json.loads(line)
         message, at = entry["MESSAGE"], int(entry["__REALTIME_TIMESTAMP"]) / 1e6
@@ -85,7 +79,7 @@ def parse_journal(line: bytes) -> XidEvent | None:
 
 
 async def read_kmsg(path: Path = KMSG) -> AsyncIterator[XidEvent | None]:
-    """Follow ``/dev/kmsg``; yields None once, when it is open.
+    """Follow ``/dev/kmsg``.
 
     Raises:
         Unreadable: no permission, no such device, or it ended.
@@ -95,29 +89,32 @@ async def read_kmsg(path: Path = KMSG) -> AsyncIterator[XidEvent | None]:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise Unreadable(f"{path}: {error.strerror}") from None
-    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop, readable, history = asyncio.get_running_loop(), asyncio.Event(), True
     try:
         loop.add_reader(fd, readable.set)
-        yield None
         while True:
-            await readable.wait()
-            readable.clear()
-            for record in _available(fd, path):
+            records, all_of_them = _available(fd, path)
+            for record in records:
                 if (event := parse_kmsg(record, boot)) is not None:
                     yield event
+            if history and all_of_them:
+                history = False
+                yield None
+            readable.clear()
+            await readable.wait()
     finally:
         loop.remove_reader(fd)
         os.close(fd)
 
 
-def _available(fd: int, path: Path) -> list[str]:
-    """Records that can be read now, few enough for the loop; one read gives one record."""
+def _available(fd: int, path: Path) -> tuple[list[str], bool]:
+    """Records that can be read now, few enough for the loop, and whether these are all."""
     records: list[str] = []
-    while len(records) < _AT_ONCE:
+    for _ in range(_AT_ONCE):
         try:
             data = os.read(fd, _CHUNK)
         except BlockingIOError:
-            break
+            return records, True
         except BrokenPipeError:
             # Records were overwritten before they were read; the next read goes on after the gap.
             continue
@@ -126,26 +123,53 @@ def _available(fd: int, path: Path) -> list[str]:
         if not data:
             raise Unreadable(f"{path} ended")
         records += data.decode("utf-8", "replace").splitlines()
-    return records
+    return records, False
 
 
-async def read_journal(command: tuple[str, ...] = _JOURNALCTL) -> AsyncIterator[XidEvent | None]:
-    """Follow the journal's kernel messages; yields None once, when it is open.
+def journalctl(cursor: str = "") -> tuple[str, ...]:
+    """The command that prints the kernel's messages since the boot, or that follows those after `cursor`."""
+    command = ("journalctl", "--dmesg", "--boot", "--output=json", "--output-fields=MESSAGE", "--no-tail")
+    return (*command, "--follow", f"--after-cursor={cursor}") if cursor else command
+
+
+async def read_journal(
+    command: Callable[[str], tuple[str, ...]] = journalctl,
+) -> AsyncIterator[XidEvent | None]:
+    """Follow the journal's kernel messages; `command` is given the cursor to go on from, empty at first.
 
     Raises:
         Unreadable: there is no journal, no permission, or ``journalctl`` ended.
     """
+    last = b""
+    async with contextlib.aclosing(_lines(command(""))) as lines:
+        async for last in lines:
+            if (event := parse_journal(last)) is not None:
+                yield event
+    cursor = _cursor(last)
+    yield None
+    async with contextlib.aclosing(_lines(command(cursor))) as lines:
+        async for line in lines:
+            if (event := parse_journal(line)) is not None:
+                yield event
+    raise Unreadable("journalctl ended")
+
+
+def _cursor(line: bytes) -> str:
+    try:
+        return str(json.loads(line)["__CURSOR"])
+    except (ValueError, KeyError, TypeError):
+        raise Unreadable("journalctl shows no message of the kernel (group systemd-journal?)") from None
+
+
+async def _lines(command: tuple[str, ...]) -> AsyncGenerator[bytes, None]:
     try:
         child = await start(command, quiet=True)
     except OSError as error:
         raise Unreadable(f"{command[0]}: {error.strerror}") from None
     try:
-        yield None
         with contextlib.suppress(ValueError, ConnectionError):
             while line := await child.output.readline():
-                if b"NVRM" in line and (event := parse_journal(line)) is not None:
-                    yield event
-        raise Unreadable(f"{command[0]} ended")
+                yield line
     finally:
         child.close()
         child.signal(signal.SIGKILL)
@@ -163,24 +187,42 @@ READERS: dict[KernelLog, tuple[Reader, ...]] = {
 async def follow(
     readers: tuple[Reader, ...], found: Callable[[XidEvent], None], active: Callable[[bool], None]
 ) -> None:
-    """Read the first of `readers` that works; when none does, try again later. Ends only by cancellation."""
+    """Read the first of `readers` that works; when none does, try again later. Ends only by cancellation.
+
+    Args:
+        found: told of every event, those from before the start included.
+        active: told True once all from before the start are told, False when no log can be read.
+    """
     complained, since = False, 0.0
     while readers:
         reasons = []
         for reader in readers:
             try:
-                async with contextlib.aclosing(reader()) as events:  # type: ignore[type-var]
-                    async for event in events:
-                        if event is None:
-                            active(True)
-                        elif event.at >= since:
-                            found(event)
+                await _follow(reader, since, found, active)
             except Unreadable as error:
                 reasons.append(str(error))
-            active(False)
+            except TimeoutError:
+                reasons.append(f"no end of old messages within {_HISTORY_TIMEOUT:g} s")
+        active(False)
         # A log that is opened again is read from its beginning again.
         since = time.time()
         if not complained:
             log.warning("the kernel's log cannot be read: XID errors come from NVML alone", reasons=reasons)
             complained = True
         await asyncio.sleep(_RETRY)
+    active(False)
+
+
+async def _follow(
+    reader: Reader, since: float, found: Callable[[XidEvent], None], active: Callable[[bool], None]
+) -> None:
+    async with (
+        asyncio.timeout(_HISTORY_TIMEOUT) as history,
+        contextlib.aclosing(reader()) as events,  # type: ignore[type-var]
+    ):
+        async for event in events:
+            if event is None:
+                history.reschedule(None)
+                active(True)
+            elif event.at >= since:
+                found(event)

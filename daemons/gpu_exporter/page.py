@@ -63,7 +63,6 @@ class Page(Events):
     def apply(self, settings: GpuExporterSettings) -> None:
         """Take over new settings; GPUs seen before are forgotten."""
         self._stale_after = settings.stale_after
-        self._dcgm_names = settings.dcgm_names
         self.inventory = Inventory(settings.expected_gpus)
         self._counted_at: tuple[int, int] | None = None
         self._refresh()
@@ -161,5 +160,4 @@ class Page(Events):
     def _counted_samples(self) -> Iterator[Sample]:
         yield from self.inventory.expected()
         yield from self.xids.samples(self.inventory.by_pci())
-        if self._dcgm_names:
-            yield from self.xids.dcgm_samples(self.inventory.by_pci())
+        yield from self.xids.dcgm_samples(self.inventory.by_pci())

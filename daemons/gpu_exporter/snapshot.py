@@ -32,6 +32,8 @@ class GpuStatus(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     fault: str = ""
     """Why it does not answer (``lost``, ``reset_required``, ...); empty when it does."""
+    dcgm_labels: tuple[tuple[str, str], ...] = ()
+    """The labels of its series under the names of dcgm-exporter; empty where these are not served."""
 
 
 class XidEvent(msgspec.Struct, frozen=True, kw_only=True):

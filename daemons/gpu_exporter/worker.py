@@ -7,6 +7,7 @@ fresh process can mend, such as a library newer than the one that is loaded.
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -22,6 +23,7 @@ from daemons.gpu_exporter.nvml import Nvml, NvmlGone, open_nvml
 from daemons.gpu_exporter.snapshot import NvmlState, Snapshot, encode
 
 _RETRY_OPEN = 10.0
+_GRACE = 5.0
 
 
 class Orders(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +91,15 @@ def _absent(error: NvmlGone) -> Snapshot:
     )
 
 
+def _end_with(out: socket.socket) -> None:
+    """End this process, even one that hangs in NVML, some time after its parent stopped listening."""
+    hung_up = select.poll()
+    hung_up.register(out, 0)
+    hung_up.poll()
+    time.sleep(_GRACE)
+    os._exit(1)
+
+
 def main(argv: list[str]) -> int:
     """``argv``: `Orders` as JSON."""
     out = socket.socket(fileno=os.dup(sys.stdout.fileno()))
@@ -96,6 +107,7 @@ def main(argv: list[str]) -> int:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     orders = msgspec.json.decode(argv[0], type=Orders)
     stop = threading.Event()
+    threading.Thread(target=_end_with, args=(out,), daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     # Ctrl-C reaches the whole foreground group; when this process ends is its parent's decision.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

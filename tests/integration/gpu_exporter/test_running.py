@@ -1,9 +1,11 @@
 """The exporter as a process, with an NVML that freezes, loses GPUs, disappears and comes back."""
 
+import contextlib
 import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,13 @@ from prometheus_client.parser import text_string_to_metric_families
 TEMPERATURE = "gpu_temperature_celsius{"
 SUCCESS = "gpu_exporter_collection_success"
 HUNG = 'gpu_exporter_worker_endings_total{reason="hung"}'
+
+
+def runs(pid: int) -> bool:
+    """Whether `pid` is a process that has not ended; a dead one may wait to be reaped."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 def test_serves_and_tells_the_service_manager(machine: Any, start: Callable[..., Any]) -> None:
@@ -57,6 +66,22 @@ def test_frozen_worker(machine: Any, start: Callable[..., Any]) -> None:
     machine.remove("-1 hang")
     exporter.until(lambda: exporter.value(TEMPERATURE) is not None, "recovery")
     assert exporter.value(SUCCESS) == 1
+
+
+def test_a_hung_worker_does_not_outlive_a_killed_exporter(machine: Any, start: Callable[..., Any]) -> None:
+    machine.use("h100")
+    exporter = start()
+    exporter.until(lambda: exporter.value(TEMPERATURE) is not None, "data")
+    (worker,) = exporter.workers()
+    machine.add("-1 hang.nvmlDeviceGetTemperature 1")
+    exporter.until(lambda: exporter.value(SUCCESS) == 0, "the hang")
+    hung = exporter.workers() or [worker]
+    exporter.process.kill()
+    exporter.process.wait()
+    deadline = time.monotonic() + 60
+    while any(runs(pid) for pid in hung):
+        assert time.monotonic() < deadline, "the worker stays"
+        time.sleep(0.05)
 
 
 def test_stopped_worker_is_replaced(machine: Any, start: Callable[..., Any]) -> None:

@@ -1,17 +1,21 @@
 """XID lines of the kernel, from a stand-in for /dev/kmsg and for journalctl."""
 
 import asyncio
+import json
 import os
 import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daemons.gpu_exporter import kernel_log
 from daemons.gpu_exporter.kernel_log import (
     Unreadable,
     follow,
+    journalctl,
     parse,
     parse_journal,
     parse_kmsg,
@@ -59,10 +63,10 @@ async def test_follows_kmsg(tmp_path: Path) -> None:
     writer = os.open(path, os.O_RDWR | os.O_NONBLOCK)
     events = read_kmsg(path)
     os.write(writer, f"4,1,1000000,-;{LOST}\n DEVICE=+pci\n6,2,1,-;NVRM: other\n".encode())
-    assert await anext(events) is None
     first = await anext(events)
     assert first is not None
     assert first.xid == 79
+    assert await anext(events) is None
     os.write(writer, f"4,3,2000000,-;{LOST.replace('79', '31')}\n".encode())
     second = await anext(events)
     assert second is not None
@@ -76,39 +80,84 @@ async def test_kmsg_that_is_not_there(tmp_path: Path) -> None:
         await anext(read_kmsg(tmp_path / "kmsg"))
 
 
-async def test_follows_the_journal() -> None:
-    lines = (
-        '{"MESSAGE":"' + LOST + '","__REALTIME_TIMESTAMP":"1700000000000000"}',
-        '{"MESSAGE":[78,86],"__REALTIME_TIMESTAMP":"1"}',
-        "torn",
+def entry(message: object, cursor: str, at: int = 1_700_000_000) -> str:
+    return json.dumps({"MESSAGE": message, "__REALTIME_TIMESTAMP": str(at * 1_000_000), "__CURSOR": cursor})
+
+
+def journal(*old: str, new: str = "", cursor: str = "c2") -> Callable[[str], tuple[str, ...]]:
+    """A stand-in for journalctl: prints `old`, then `new` when it is asked for what follows `cursor`."""
+
+    def command(after: str) -> tuple[str, ...]:
+        text = "\n".join(old) if not after else new if after == cursor else "wrong cursor"
+        stay = "import sys; sys.stdin.read()" if after else ""
+        return (sys.executable, "-c", f"print({text!r}, flush=True)\n{stay}")
+
+    return command
+
+
+async def test_follows_the_journal_from_where_its_past_ended() -> None:
+    command = journal(
+        entry(LOST, "c0"),
+        entry([78, 86], "c1"),
+        "torn NVRM",
+        entry("NVRM: loading", "c2"),
+        new=entry(LOST.replace("79", "48"), "c3", 1_700_000_001),
     )
-    events = read_journal((sys.executable, "-c", f"print({chr(10).join(lines)!r})"))
-    assert await anext(events) is None
+    events = read_journal(command)
     assert await anext(events) == XidEvent(at=1.7e9, pci="00000000:3b:00.0", xid=79)
-    with pytest.raises(Unreadable):
+    assert await anext(events) is None
+    assert await anext(events) == XidEvent(at=1.7e9 + 1, pci="00000000:3b:00.0", xid=48)
+    with pytest.raises(Unreadable, match="ended"):
         await anext(events)
 
 
+def test_journalctl_follows_from_a_cursor() -> None:
+    assert "--follow" not in journalctl()
+    assert journalctl("s=1")[-2:] == ("--follow", "--after-cursor=s=1")
+
+
 async def test_no_journalctl() -> None:
-    with pytest.raises(Unreadable):
-        await anext(read_journal(("no-such-journalctl",)))
+    with pytest.raises(Unreadable, match="No such file"):
+        await anext(read_journal(lambda _: ("no-such-journalctl",)))
+
+
+async def test_a_journal_without_a_message_of_the_kernel_is_not_taken_for_one_without_errors() -> None:
+    with pytest.raises(Unreadable, match="systemd-journal"):
+        await anext(read_journal(journal("-- No entries --")))
 
 
 async def test_falls_back_to_the_next_log(tmp_path: Path) -> None:
-    found: list[XidEvent] = []
-    states: list[bool] = []
+    heard: list[int | bool] = []
     done = asyncio.Event()
 
-    def add(event: XidEvent) -> None:
-        found.append(event)
-        done.set()
+    def active(reading: bool) -> None:
+        heard.append(reading)
+        if reading:
+            done.set()
 
-    line = '{"MESSAGE":"' + LOST + '","__REALTIME_TIMESTAMP":"1700000000000000"}'
-    command = (sys.executable, "-c", f"print({line!r}, flush=True); import sys; sys.stdin.read()")
-    readers = (lambda: read_kmsg(tmp_path / "none"), lambda: read_journal(command))
-    task = asyncio.create_task(follow(readers, add, states.append))
+    readers = (lambda: read_kmsg(tmp_path / "none"), lambda: read_journal(journal(entry(LOST, "c2"))))
+    task = asyncio.create_task(follow(readers, lambda event: heard.append(event.xid), active))
     await asyncio.wait_for(done.wait(), 30)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert [event.xid for event in found] == [79]
-    assert states[:2] == [False, True]
+    assert heard == [79, True], "what happened before is told first"
+
+
+async def test_a_log_whose_past_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_log, "_HISTORY_TIMEOUT", 0.01)
+    given_up = asyncio.Event()
+
+    async def endless() -> AsyncIterator[XidEvent | None]:
+        await asyncio.Event().wait()
+        yield None
+
+    task = asyncio.create_task(follow((endless,), lambda _: None, lambda _: given_up.set()))
+    await asyncio.wait_for(given_up.wait(), 30)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_no_log_is_to_be_read() -> None:
+    told: list[bool] = []
+    await follow((), lambda _: None, told.append)
+    assert told == [False]

@@ -10,6 +10,12 @@ PCI = "00000000:3b:00.0"
 GPUS = {PCI: GpuStatus(index=0, uuid="GPU-a", pci=PCI)}
 
 
+def read_log() -> XidCounts:
+    xids = XidCounts()
+    xids.active(Source.KERNEL, True)
+    return xids
+
+
 def event(xid: int, at: float = 1.0) -> XidEvent:
     return XidEvent(at=at, pci=PCI, xid=xid)
 
@@ -32,7 +38,7 @@ def test_the_codes_worth_a_call() -> None:
 
 
 def test_two_sources_of_one_event_count_once() -> None:
-    xids = XidCounts()
+    xids = read_log()
     xids.active(Source.NVML, True)
     xids.add(Source.KERNEL, [event(79, 5.0)])
     xids.add(Source.NVML, [event(79, 5.1)])
@@ -44,17 +50,48 @@ def test_two_sources_of_one_event_count_once() -> None:
 
 
 def test_without_a_source_there_are_no_zeros() -> None:
-    assert counts(XidCounts()) == {}
+    xids = XidCounts()
+    xids.active(Source.KERNEL, False)
+    assert counts(xids) == {}
+
+
+def test_nothing_is_shown_before_the_log_is_read() -> None:
+    xids = XidCounts()
+    xids.active(Source.NVML, True)
+    xids.add(Source.NVML, [event(79)])
+    assert counts(xids) == {}
+    xids.active(Source.KERNEL, False)
+    assert counts(xids)["79"] == 1
+
+
+def test_a_source_that_takes_over_counts_on() -> None:
+    xids = read_log()
+    xids.active(Source.NVML, True)
+    xids.add(Source.KERNEL, [event(79), event(79)])
+    xids.active(Source.KERNEL, False)
+    xids.add(Source.NVML, [event(79)])
+    assert counts(xids)["79"] == 3
+    xids.active(Source.KERNEL, True)
+    xids.active(Source.NVML, False)
+    xids.add(Source.KERNEL, [event(79)])
+    assert counts(xids)["79"] == 4
+
+
+def test_a_flood_of_one_code_is_one_series() -> None:
+    xids = read_log()
+    xids.add(Source.KERNEL, [event(31)] * 10_000)
+    assert counts(xids)["31"] == 10_000
 
 
 def test_codes_are_bounded() -> None:
     xids = XidCounts()
+    xids.active(Source.KERNEL, False)
     xids.add(Source.KERNEL, [event(code) for code in range(5000)])
     assert len(counts(xids)) == 100
 
 
 def test_an_unknown_gpu_keeps_its_address() -> None:
-    xids = XidCounts()
+    xids = read_log()
     xids.add(Source.KERNEL, [event(79)])
     (sample,) = [s for s in xids.samples({}) if s.family is ERRORS]
     assert dict(sample.labels) == {"gpu": "", "uuid": "", "pci_bus_id": PCI, "xid": "79"}
