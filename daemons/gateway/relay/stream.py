@@ -21,9 +21,10 @@ _CHUNKED = b"Transfer-Encoding: chunked\r\n"
 _END = b"0\r\n\r\n"
 _SIZES = 4096
 _SIZE_LINES = [b"%x\r\n" % size for size in range(_SIZES)]
-_CHUNK_LINES = {len(line) + size + 2: line for size, line in enumerate(_SIZE_LINES)}
+_CHUNK_LINES = [b"%x\r\n" % max(0, size - 5 - (size > 20) - (size > 262)) for size in range(_SIZES)]
 """What a chunk begins with, by its length with all its framing."""
 _CHOICE = b'"choices":[{'
+_BRACE, _NEWLINE = b"}\n"
 _USAGE_END = b"}}\n\n\r\n"
 _EVENT_END = b"}\n\n\r\n"
 _COMMENT = b": keep-alive\n\n"
@@ -36,7 +37,16 @@ class StreamRelay(Relay):
     keeps its status code, and after a comment another engine may still take over.
     """
 
-    __slots__ = ("_ended", "_error_event", "_filter", "_make_filter", "_prefix", "_stripped", "_written_at")
+    __slots__ = (
+        "_ended",
+        "_error_event",
+        "_filter",
+        "_make_filter",
+        "_prefix",
+        "_prefix_size",
+        "_stripped",
+        "_written_at",
+    )
 
     def __init__(
         self,
@@ -54,7 +64,7 @@ class StreamRelay(Relay):
         super().__init__(client, loop, fields=fields, patience=patience, observer=observer, chunked=chunked)
         self._make_filter = events
         self._filter = events()
-        self._prefix = b""
+        self._prefix, self._prefix_size = b"", 0
         self._stripped: OpenAIFilter
         self._error_event = error_event
         self._written_at = self._started
@@ -108,7 +118,8 @@ class StreamRelay(Relay):
         events = self._filter
         if not (self.first_at and self._chunked and isinstance(events, OpenAIFilter) and events.strips):
             return None
-        self._prefix = events.latest[: events.latest.find(_CHOICE) + len(_CHOICE)]
+        self._prefix_size = events.latest.find(_CHOICE) + len(_CHOICE)
+        self._prefix = events.latest[: self._prefix_size]
         self._stripped = events
         return self._take_event if self._prefix.startswith(b"data: ") else None
 
@@ -117,25 +128,26 @@ class StreamRelay(Relay):
 
         Does what the general way would, in one call instead of a dozen; what looks different is left to that.
         """
-        line = _CHUNK_LINES.get(len(data))
-        at = data.rfind(USAGE_KEY)
-        end = data.find(b"}", at)
+        size = len(data)
+        head, key, usage = data.rpartition(USAGE_KEY)
         transport = self._client.transport
+        if not key or size >= _SIZES or transport is None:
+            return False
+        line = _CHUNK_LINES[size]
+        event = head[len(line) :]
         if (
-            line is None
-            or transport is None
-            or data[end:] != _USAGE_END
-            or data.find(b"\n", len(line)) != end + 2
-            or not data.startswith(line)
-            or not data.startswith(self._prefix, len(line))
+            usage[-6:] != _USAGE_END
+            or _BRACE in usage[:-6]
+            or _NEWLINE in event
+            or head[: len(line)] != line
+            or event[: self._prefix_size] != self._prefix
         ):
             return False
         now = monotonic()
         self._observer.gap(now - self.last_at)
         self.last_at = now
         self._stripped.latest = data
-        event = data[len(line) : at]
-        out = _SIZE_LINES[len(event) + 3] + event + _EVENT_END
+        out = b"".join((_SIZE_LINES[len(event) + 3], event, _EVENT_END))
         self.bytes_out += len(out)
         transport.write(out)
         return True
