@@ -33,11 +33,13 @@ from daemons.gateway.settle import Settle
 from daemons.gateway.succession import Succession, Word
 from daemons.gateway.tenants.addresses import Clients, Failures
 from daemons.gateway.tenants.authenticate import Authenticator
+from daemons.gateway.tenants.hand_over import HandOver
 from daemons.gateway.tenants.keys import KeyFolder, KeyRing
 from daemons.gateway.tenants.ledger.ledger import Ledger
 from daemons.gateway.tenants.limiter import Limiter
 from daemons.gateway.tenants.meters import TenantsCollector
 from daemons.gateway.tenants.reserve import Limits
+from daemons.gateway.tenants.state_file import StateFile
 from daemons.gateway.totals import SECTION as TOTALS
 from daemons.gateway.totals import Totals
 from daemons.runtime import metrics as runtime_metrics
@@ -94,6 +96,10 @@ class Gateway(Daemon):
         self._tracing = tracing(collector) if tracing and collector else None
         self._failures = Failures(settings.addresses.failures_per_minute)
         self.limiter = Limiter(settings.addresses.limits, monotonic, time.time)
+        self._limits = Limits(self.limiter, self._metrics.rate_limited)
+        self._state_file = StateFile(settings.ledger.with_name("limits.json"), self.limiter)
+        self._limits_known = False
+        self._hand_over = HandOver(self._limits, succession.limits) if succession is not None else None
         connect = settings.timeouts.connect
         self.pool = Pool([Engine(e, connect) for e in settings.engines], LeastInFlight())
         self._admission = Admission(self.pool, settings.queue, FirstComeByClass)
@@ -118,7 +124,7 @@ class Gateway(Daemon):
         stages = Stages(
             authenticate=authenticate,
             policy=Policy(self._settings.policy, self._salt, self.pool.media_hosts),
-            limits=Limits(self.limiter, self._metrics.rate_limited),
+            limits=self._limits,
             pool=self.pool,
             admission=self._admission,
             attempts=Attempts(self.pool, self._metrics, RetryBudget()),
@@ -156,10 +162,29 @@ class Gateway(Daemon):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_ROUND):
                 await asyncio.gather(*(poller.asked.wait() for poller in pollers))
+        await self._take_over_limits()
         loop = asyncio.get_running_loop()
         for sock in self._http:
             self._servers.append(await loop.create_server(self._server, sock=sock, backlog=4096))
         return f"serving on port {', '.join(str(port_of(s)) for s in self._http)}"
+
+    async def _take_over_limits(self) -> None:
+        """Go on with the limits of the worker that serves until now, else of the one before."""
+        hand_over, place = self._hand_over, self._succession
+        taken = (
+            hand_over is not None and place is not None and place.predecessor and await hand_over.take_over()
+        )
+        if not taken:
+            await asyncio.to_thread(self._state_file.load)
+        self._limits_known = True
+        if hand_over is not None:
+            await hand_over.offer()
+
+    async def _keep_limits(self) -> None:
+        """Write what the limits count, unless nothing is known of them or another worker has taken over."""
+        succeeded = self._hand_over is not None and self._hand_over.successor is not None
+        if self._limits_known and not succeeded:
+            await asyncio.to_thread(self._state_file.write, self.limiter.export())
 
     async def _serve_metrics(self, render: runtime_metrics.Render) -> None:
         """Answer scrapes, but not before the predecessor's counts are known: counters must not go back."""
@@ -200,6 +225,9 @@ class Gateway(Daemon):
         await self._tell(last=True)
         if self._settle is not None:
             self._settle.close()
+        if self._hand_over is not None:
+            await self._hand_over.close()
+        await self._keep_limits()
         await asyncio.to_thread(self._ledger.close)
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
@@ -259,6 +287,7 @@ class Gateway(Daemon):
         while True:
             await asyncio.sleep(_FORGET_SECONDS)
             self.limiter.prune()
+            await self._keep_limits()
             self._failures.prune(monotonic())
 
     async def _sweep(self) -> None:

@@ -50,10 +50,16 @@ class Succession:
     Args:
         path: the socket on which the worker that serves listens.
         predecessor: whether another worker serves until this one does.
+
+    Attributes:
+        limits: the socket on which the worker that serves hands over its limits.
+        predecessor: as given.
     """
 
     def __init__(self, path: Path, *, predecessor: bool) -> None:
         self._path = path
+        self.limits = path.with_name("limits")
+        self.predecessor = predecessor
         self._server: asyncio.Server | None = None
         self._heard = asyncio.Event()
         if not predecessor:

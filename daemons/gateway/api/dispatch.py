@@ -66,6 +66,9 @@ class Dispatch:
             answer = await self._other(request, path)
         except ApiError as error:
             answer = self._refuse(request, error, form)
+        if self._inference.draining:
+            # Whoever is refused again and again must find the worker that serves now, too.
+            answer.force_close()
         answer.headers["X-Request-Id"] = name
         answer.headers.update(self._cors.lines(request))
         self._metrics.http_responses.add((str(answer.status),))

@@ -121,6 +121,8 @@ class Inference:
         exchange.reservation = self._stages.limits.reserve(
             exchange.tenant, exchange.client, asked_for.prompt_tokens, asked_for.answer_tokens
         )
+        if self._stages.limits.store is not None:
+            await self._stages.limits.agree(exchange.reservation, exchange.tenant)
         self._stages.bill.began(exchange)
         asked = Asked(
             model=asked_for.model,

@@ -3,175 +3,36 @@
 Pure: it decides at once, on this process' own state, by the clocks it is given.
 """
 
-import datetime as dt
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
-from typing import Literal
+from typing import Protocol
 
 import msgspec
 
+from daemons.gateway.tenants.accounts import (
+    DAY,
+    FIRST_EXPECTED,
+    Account,
+    AccountState,
+    Hold,
+    HoldState,
+    Periods,
+    periods_of,
+)
 from daemons.gateway.tenants.bounds import Bounds
-from daemons.gateway.tenants.windows import Budget, Charge, Window, slots
+from daemons.gateway.tenants.windows import slots
 
-Dimension = Literal["requests", "tokens", "concurrency", "day", "month"]
-Subject = Literal["key", "address"]
-
-_FIRST_EXPECTED = 256.0
-_RISE, _FALL = 0.09, 0.01
-"""Steps of the running 90th percentile: they balance where one answer in ten is longer."""
-_DAY = 86400
 _PRUNED_AT_ONCE = 1000
 
 
-class Refused(Exception):
-    """A limit is reached; nothing was taken.
+class Elsewhere(Protocol):
+    """Somebody else who counts a reservation too; neither call waits."""
 
-    Attributes:
-        subject: whose limit.
-        dimension: which.
-        limit: its figure.
-        wait: seconds after which the same request would pass, if nothing else happens.
-        account: where it stands.
-    """
-
-    def __init__(
-        self, subject: Subject, dimension: Dimension, limit: int, wait: float, account: "Account"
-    ) -> None:
-        super().__init__(dimension)
-        self.subject: Subject = subject
-        self.dimension: Dimension = dimension
-        self.limit = limit
-        self.wait = wait
-        self.account = account
-
-
-class Periods(msgspec.Struct, frozen=True):
-    """The calendar day and month (UTC) of a moment, as numbers, and the POSIX times at which they end."""
-
-    day: int
-    month: int
-    day_ends: float
-    month_ends: float
-
-
-def periods_of(wall: float) -> Periods:
-    """The periods that the POSIX time `wall` is in."""
-    day = int(wall // _DAY)
-    date = dt.datetime.fromtimestamp(day * _DAY, dt.UTC)
-    month = date.year * 12 + date.month
-    following = date.replace(year=month // 12, month=month % 12 + 1, day=1)
-    return Periods(day, month, (day + 1) * _DAY, following.timestamp())
-
-
-class Account:
-    """What one key or address uses.
-
-    Attributes:
-        in_flight: requests that hold a reservation.
-        requests: begun within the last minute.
-        tokens: of requests begun within the last minute; reserved, or used where they have ended.
-        days: tokens by day.
-        months: tokens by month.
-        expected: running 90th percentile of the tokens of an answer.
-    """
-
-    __slots__ = ("days", "expected", "in_flight", "months", "requests", "tokens")
-
-    def __init__(self) -> None:
-        self.in_flight = 0
-        self.requests = Window()
-        self.tokens = Window()
-        self.days = Budget()
-        self.months = Budget()
-        self.expected = _FIRST_EXPECTED
-
-    def check(
-        self, subject: Subject, bounds: Bounds, tokens: int, *, now: float, wall: float, at: Periods
-    ) -> None:
-        """Whether a request of `tokens` fits.
-
-        A single request larger than a limit passes where nothing else was used: estimates may be wrong.
-
-        Raises:
-            Refused: it does not.
-        """
-        limit = bounds.concurrency
-        if limit is not None and self.in_flight >= limit:
-            raise Refused(subject, "concurrency", limit, 1.0, self)
-        limit = bounds.requests_per_minute
-        if limit is not None and self.requests.advance(now) >= limit:
-            raise Refused(subject, "requests", limit, self.requests.wait(1, limit, now), self)
-        limit = bounds.tokens_per_minute
-        if limit is not None:
-            cost = min(tokens, limit)
-            if self.tokens.advance(now) + cost > limit:
-                raise Refused(subject, "tokens", limit, self.tokens.wait(cost, limit, now), self)
-        limit = bounds.tokens_per_day
-        if limit is not None and self.days.of(at.day) + min(tokens, limit) > limit:
-            raise Refused(subject, "day", limit, at.day_ends - wall, self)
-        limit = bounds.tokens_per_month
-        if limit is not None and self.months.of(at.month) + min(tokens, limit) > limit:
-            raise Refused(subject, "month", limit, at.month_ends - wall, self)
-
-    def take(self, tokens: int, now: float, at: Periods) -> "Hold":
-        """Reserve `tokens` for a request."""
-        self.in_flight += 1
-        self.days.add(at.day, tokens)
-        self.months.add(at.month, tokens)
-        return Hold(self, self.requests.add(1, now), self.tokens.add(tokens, now), tokens, at.day, at.month)
-
-    def learn(self, completion: int) -> None:
-        """An answer had so many tokens."""
-        if completion > self.expected:
-            self.expected += _RISE * max(self.expected, 16.0)
-        else:
-            self.expected -= _FALL * self.expected
-
-    def used(self, bounds: Bounds, now: float, at: Periods) -> Iterator[tuple[Dimension, float]]:
-        """The share of each limit of `bounds` that is used; more than 1 where a request was larger."""
-        dimensions: tuple[tuple[Dimension, int | None, int], ...] = (
-            ("concurrency", bounds.concurrency, self.in_flight),
-            ("requests", bounds.requests_per_minute, self.requests.advance(now)),
-            ("tokens", bounds.tokens_per_minute, self.tokens.advance(now)),
-            ("day", bounds.tokens_per_day, self.days.of(at.day)),
-            ("month", bounds.tokens_per_month, self.months.of(at.month)),
-        )
-        for dimension, limit, use in dimensions:
-            if limit is not None:
-                yield dimension, use / limit
-
-    def idle(self, now: float) -> bool:
-        """Whether it can be forgotten without a difference to anybody's minute."""
-        left = self.requests.advance(now) + self.tokens.advance(now)
-        return not left and not self.in_flight
-
-
-class Hold(msgspec.Struct, eq=False):
-    """A request's part of one account, given back once."""
-
-    account: Account
-    request: Charge
-    tokens: Charge
-    reserved: int
-    day: int
-    month: int
-
-    def settle(self, used: int, now: float) -> None:
+    def settled(self, reservation: "Reservation", used: int) -> None:
         """The request has ended and used so many tokens."""
-        account, over = self.account, used - self.reserved
-        account.in_flight -= 1
-        account.tokens.correct(self.tokens, over, now)
-        account.days.add(self.day, over)
-        account.months.add(self.month, over)
 
-    def cancel(self, now: float) -> None:
-        """The request never came to an engine: as if it had not been."""
-        self.account.requests.correct(self.request, -1, now)
-        self.settle(0, now)
-
-    def export(self) -> tuple[int, int, int, int, int]:
-        """Slots of its charges, tokens reserved, day and month."""
-        return (self.request[0], self.tokens[0], self.reserved, self.day, self.month)
+    def cancelled(self, reservation: "Reservation") -> None:
+        """The request never came to an engine."""
 
 
 class Reservation(msgspec.Struct, eq=False):
@@ -185,6 +46,7 @@ class Reservation(msgspec.Struct, eq=False):
         alias: of the key.
         address: of the client, where addresses have limits; else empty.
         holds: its parts.
+        elsewhere: who else counts it.
     """
 
     limiter: "Limiter"
@@ -192,18 +54,26 @@ class Reservation(msgspec.Struct, eq=False):
     alias: str
     address: str
     holds: tuple[Hold, ...]
+    elsewhere: tuple[Elsewhere, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """What was reserved."""
+        return self.holds[0].reserved if self.holds else 0
 
     def settle(self, prompt: int, completion: int) -> bool:
         """The request has ended and used so many tokens; False where that was said before."""
         if self.limiter.open.pop(self.number, None) is None:
             return False
-        now = self.limiter.monotonic()
+        now, used = self.limiter.monotonic(), prompt + completion
         for hold in self.holds:
-            hold.settle(prompt + completion, now)
+            hold.settle(used, now)
         if completion:
             account = self.limiter.keys.get(self.alias)
             if account is not None:
                 account.learn(completion)
+        for other in self.elsewhere:
+            other.settled(self, used)
         return True
 
     def cancel(self) -> bool:
@@ -213,7 +83,13 @@ class Reservation(msgspec.Struct, eq=False):
         now = self.limiter.monotonic()
         for hold in self.holds:
             hold.cancel(now)
+        for other in self.elsewhere:
+            other.cancelled(self)
         return True
+
+    def lose(self) -> bool:
+        """Nobody will say what the request used: the estimate stands; False where it was settled before."""
+        return self.settle(self.tokens, 0)
 
     def export(self) -> "OpenReservation":
         """As handed over to another process."""
@@ -251,7 +127,7 @@ class Limiter:
     def expected(self, alias: str, most: int | None) -> int:
         """Tokens to expect of an answer that may have `most`; None is as many as the model makes."""
         account = self.keys.get(alias)
-        usual = int(account.expected if account is not None else _FIRST_EXPECTED)
+        usual = int(account.expected if account is not None else FIRST_EXPECTED)
         return usual if most is None or most > usual else most
 
     def reserve(
@@ -293,7 +169,7 @@ class Limiter:
     def periods(self) -> Periods:
         """The present day and month."""
         wall, periods = self.wall(), self._periods
-        if not periods.day_ends - _DAY <= wall < periods.day_ends:
+        if not periods.day_ends - DAY <= wall < periods.day_ends:
             periods = self._periods = periods_of(wall)
         return periods
 
@@ -316,8 +192,8 @@ class Limiter:
         return LimiterState(
             monotonic=self.monotonic(),
             wall=self.wall(),
-            keys={name: _export(account) for name, account in self.keys.items()},
-            addresses={name: _export(account) for name, account in self.addresses.items()},
+            keys={name: account.export() for name, account in self.keys.items()},
+            addresses={name: account.export() for name, account in self.addresses.items()},
             open=[reservation.export() for reservation in self.open.values()],
         )
 
@@ -334,27 +210,15 @@ class Limiter:
         shift = -slots(age)
         for exported, accounts in ((state.keys, self.keys), (state.addresses, self.addresses)):
             for name, given in exported.items():
-                accounts[name] = _restore(given, shift)
+                accounts[name] = given.restore(shift)
         found = {}
         for held in state.open:
             of = [self.keys.get(held.alias), self.addresses.get(held.address)]
-            holds = [
-                _restore_hold(a, h, shift) for a, h in zip(of, held.holds, strict=False) if a is not None
-            ]
+            holds = [a.hold(h, shift) for a, h in zip(of, held.holds, strict=False) if a is not None]
             self._number += 1
             made = Reservation(self, self._number, held.alias, held.address, tuple(holds))
             self.open[made.number] = found[held.number] = made
         return found
-
-
-class AccountState(msgspec.Struct, frozen=True):
-    """An `Account`, exported; what is in flight follows from the open reservations."""
-
-    requests: list[Charge]
-    tokens: list[Charge]
-    days: dict[int, int]
-    months: dict[int, int]
-    expected: float
 
 
 class OpenReservation(msgspec.Struct, frozen=True):
@@ -363,7 +227,7 @@ class OpenReservation(msgspec.Struct, frozen=True):
     number: int
     alias: str
     address: str
-    holds: list[tuple[int, int, int, int, int]]
+    holds: list[HoldState]
 
 
 class LimiterState(msgspec.Struct, frozen=True):
@@ -374,35 +238,3 @@ class LimiterState(msgspec.Struct, frozen=True):
     keys: dict[str, AccountState]
     addresses: dict[str, AccountState]
     open: list[OpenReservation] = []
-
-
-def _export(account: Account) -> AccountState:
-    return AccountState(
-        account.requests.export(),
-        account.tokens.export(),
-        dict(account.days.used),
-        dict(account.months.used),
-        account.expected,
-    )
-
-
-def _restore(given: AccountState, shift: int) -> Account:
-    account = Account()
-    account.requests = Window([[slot + shift, amount] for slot, amount in given.requests])
-    account.tokens = Window([[slot + shift, amount] for slot, amount in given.tokens])
-    account.days, account.months = Budget(given.days), Budget(given.months)
-    account.expected = given.expected
-    return account
-
-
-def _restore_hold(account: Account, given: tuple[int, int, int, int, int], shift: int) -> Hold:
-    request, tokens, reserved, day, month = given
-    account.in_flight += 1
-    return Hold(
-        account,
-        account.requests.charge_at(request + shift),
-        account.tokens.charge_at(tokens + shift),
-        reserved,
-        day,
-        month,
-    )

@@ -1,20 +1,51 @@
 """What a request may use: reserved before it goes anywhere, settled after its end."""
 
 import math
+from typing import Protocol
+
+import structlog
 
 from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.metrics import Counter
+from daemons.gateway.tenants.accounts import Refused
 from daemons.gateway.tenants.addresses import group_of
+from daemons.gateway.tenants.bounds import Bounds
 from daemons.gateway.tenants.keys import Tenant
-from daemons.gateway.tenants.limiter import Limiter, Refused, Reservation
+from daemons.gateway.tenants.limiter import Elsewhere, Limiter, Reservation
+
+log = structlog.get_logger()
+
+
+class StoreLost(Exception):
+    """Who decides with us does not answer."""
+
+
+class Store(Elsewhere, Protocol):
+    """Somebody who counts for several gateways, or for two workers of one."""
+
+    async def reserve(self, reservation: Reservation, bounds: Bounds) -> None:
+        """Take a request that fits the limits here.
+
+        Raises:
+            Refused: it does not fit there.
+            StoreLost: there is no answer.
+        """
 
 
 class Limits:
-    """The stage that reserves."""
+    """The stage that reserves.
+
+    Attributes:
+        limiter: what is counted here.
+        store: who else has to agree; None where this process decides alone.
+        alone: requests let in by the limits here alone, because the store did not answer.
+    """
 
     def __init__(self, limiter: Limiter, refused: Counter) -> None:
         """`refused` counts by key and limit."""
-        self._limiter = limiter
+        self.limiter = limiter
+        self.store: Store | None = None
+        self.alone = 0
         self._refused = refused
 
     def reserve(self, tenant: Tenant, client: str, prompt: int, most: int | None) -> Reservation:
@@ -29,7 +60,7 @@ class Limits:
         Raises:
             ApiError: a limit is reached; nothing was taken.
         """
-        limiter = self._limiter
+        limiter = self.limiter
         tokens = prompt + limiter.expected(tenant.alias, most)
         address = group_of(client) if limiter.limits_addresses else ""
         try:
@@ -37,13 +68,40 @@ class Limits:
         except Refused as refused:
             raise self._refusal(tenant, refused) from None
 
+    async def agree(self, reservation: Reservation, tenant: Tenant) -> None:
+        """Have a `store` agree to a reservation.
+
+        Raises:
+            ApiError: a limit is reached there; the reservation has to be cancelled.
+        """
+        try:
+            await self.share(reservation, tenant.limits)
+        except Refused as refused:
+            raise self._refusal(tenant, refused) from None
+
+    async def share(self, reservation: Reservation, bounds: Bounds) -> None:
+        """Have a `store` agree to a reservation; where it does not answer, the limits here hold.
+
+        Raises:
+            Refused: a limit is reached there; the reservation has to be cancelled.
+        """
+        store = self.store
+        if store is None:
+            return
+        # Before it is asked: the request may be given up while it thinks.
+        reservation.elsewhere = (*reservation.elsewhere, store)
+        try:
+            await store.reserve(reservation, bounds)
+        except StoreLost:
+            self.alone += 1
+
     def fields(self, tenant: Tenant) -> bytes:
         """Header lines that tell where the key stands; empty for one without limits a minute."""
-        account = self._limiter.keys.get(tenant.alias)
+        account = self.limiter.keys.get(tenant.alias)
         if account is None:
             return b""
         lines = b""
-        now = self._limiter.monotonic()
+        now = self.limiter.monotonic()
         limit = tenant.limits.requests_per_minute
         if limit is not None:
             window = account.requests

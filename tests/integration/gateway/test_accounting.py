@@ -239,3 +239,51 @@ async def test_two_workers_write_one_ledger_over_a_reload(tmp_path: Path) -> Non
         found = await rows(tmp_path, 2)
         assert {row.outcome for row in found} == {"ok"}
         assert sum(row.completion for row in found if row.stream) == 1
+
+
+async def test_a_burst_over_a_reload_lets_exactly_the_limit_pass(tmp_path: Path) -> None:
+    write_key(tmp_path / "keys.d", "team", limits={"requests_per_minute": 10})
+    async with (
+        FakeEngine(answer_chat) as engine,
+        running(tmp_path, engine, keep_key=True) as master,
+        aiohttp.ClientSession() as lasting,
+    ):
+        seen = [await ask(lasting, master) for _ in range(3)]
+        before = master.workers()
+        master.process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(60):
+            while not master.workers() - before:
+                await asyncio.sleep(0.02)
+            # On connections that the old worker holds, and on new ones, until the old one is gone.
+            while before & master.workers():
+                async with aiohttp.ClientSession() as fresh:
+                    seen += await asyncio.gather(*(ask(s, master) for s in (lasting, fresh) * 2))
+                await asyncio.sleep(0.05)
+        seen += [await ask(lasting, master) for _ in range(20)]
+    assert seen.count(200) == 10
+    assert set(seen) == {200, 429}
+
+
+async def test_limits_survive_a_kill_and_a_restart(tmp_path: Path) -> None:
+    write_key(tmp_path / "keys.d", "team", limits={"tokens_per_day": 30})
+    async with (
+        FakeEngine(answer_chat) as engine,
+        running(tmp_path, engine, keep_key=True) as master,
+        aiohttp.ClientSession() as session,
+    ):
+        assert [await ask(session, master, max_tokens=2) for _ in range(5)] == [200, 200, 429, 429, 429]
+        async with asyncio.timeout(30):
+            while not (tmp_path / "limits.json").exists():
+                await asyncio.sleep(0.05)
+        (worker,) = master.workers()
+        os.kill(worker, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while worker in master.workers() or not master.workers():
+                await asyncio.sleep(0.02)
+        assert await ask(session, master, max_tokens=2) == 429
+    async with (
+        FakeEngine(answer_chat) as engine,
+        running(tmp_path, engine, keep_key=True) as master,
+        aiohttp.ClientSession() as session,
+    ):
+        assert await ask(session, master, max_tokens=2) == 429

@@ -53,13 +53,14 @@ def alive(pid: int) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def running(tmp_path: Path, engine: FakeEngine) -> AsyncIterator[Master]:
-    """A gateway in processes of its own, on free ports."""
+async def running(tmp_path: Path, engine: FakeEngine, *, keep_key: bool = False) -> AsyncIterator[Master]:
+    """A gateway in processes of its own, on free ports; with `keep_key` on the keys that are there."""
     probes = [listen_tcp(Address(port=0)), listen_tcp(Address(port=0))]
     port, metrics = map(port_of, probes)
     for probe in probes:
         probe.close()
-    write_key(tmp_path / "keys.d", "team")
+    if not keep_key:
+        write_key(tmp_path / "keys.d", "team")
     config = tmp_path / "gateway.yaml"
     config.write_text(
         yaml.safe_dump(

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from daemons.gateway.tenants.accounts import Refused, periods_of
 from daemons.gateway.tenants.bounds import Bounds
-from daemons.gateway.tenants.limiter import Limiter, Refused, Reservation, periods_of
+from daemons.gateway.tenants.limiter import Limiter, Reservation
 
 MINUTE = 60.0
 DAY = 86400.0

@@ -1,0 +1,60 @@
+"""The limiter's state in a file, for the worker that comes after one that was killed."""
+
+import os
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from daemons.gateway.tenants.limiter import Limiter, LimiterState
+
+log = structlog.get_logger()
+
+_SAME_BOOT_SECONDS = 30.0
+
+_decode = msgspec.json.Decoder(LimiterState).decode
+
+
+class StateFile:
+    """Keeps what a `Limiter` counts.
+
+    Args:
+        path: of the file.
+        limiter: the limiter.
+    """
+
+    def __init__(self, path: Path, limiter: Limiter) -> None:
+        self._path = path
+        self._limiter = limiter
+        self._failing = False
+
+    def load(self) -> None:
+        """Go on from the file, if there is one that can be used."""
+        try:
+            state = _decode(self._path.read_bytes())
+        except FileNotFoundError:
+            return
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("limits begin anew", reason=str(error), file=str(self._path))
+            return
+        limiter = self._limiter
+        # Between two boots the monotonic clock begins anew, and lies elsewhere beside the wall clock.
+        drift = (limiter.wall() - limiter.monotonic()) - (state.wall - state.monotonic)
+        # The requests of a dead worker are dead; what they had reserved stays counted.
+        state = msgspec.structs.replace(state, open=[])
+        limiter.restore(state, same_boot=abs(drift) < _SAME_BOOT_SECONDS)
+
+    def write(self, state: LimiterState) -> None:
+        """Put `state` in place of the file, at once and whole; a failure is reported, once."""
+        half = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        try:
+            fd = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(fd, "wb") as file:
+                file.write(msgspec.json.encode(state))
+            half.replace(self._path)
+        except OSError as error:
+            if not self._failing:
+                log.warning("the state of the limits cannot be kept", reason=str(error), file=str(self._path))
+            self._failing = True
+        else:
+            self._failing = False
