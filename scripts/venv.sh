@@ -39,9 +39,12 @@ if ! [ -x "$folder/bin/python" ] || ! recent "$folder/bin/python"; then
     fi
 fi
 
+"$folder/bin/python" -m pip install --quiet --no-deps --require-hashes -r requirements/build.txt >"$log" 2>&1 ||
+    no_network
 total=$(grep -c '==' "$lock")
 {
-    "$folder/bin/python" -m pip install --no-deps --require-hashes --no-color --progress-bar off -r "$lock" 2>&1
+    "$folder/bin/python" -m pip install --no-deps --require-hashes --no-build-isolation --no-color \
+        --progress-bar off -r "$lock" 2>&1
     echo $? >"$folder/.pip-status"
 } |
     tee "$log" | awk -v total="$total" -v tty="$([ -t 2 ] && echo 1)" '

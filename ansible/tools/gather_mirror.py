@@ -21,15 +21,22 @@ KINDS = ("wheels", "archives", "python")
 
 
 def locks(variant: str) -> list[Path]:
-    """The locks whose wheels a deployment installs."""
-    return [REPO / "requirements" / name for name in ("daemons.txt", f"vllm-{variant}.txt")]
+    """The locks whose packages a deployment installs."""
+    return [REPO / "requirements" / name for name in ("build.txt", "daemons.txt", f"vllm-{variant}.txt")]
 
 
 def gather_wheels(folder: Path, variant: str, python: str) -> None:
     """Download every locked wheel for Python `python`; pip checks the hashes."""
     for lock in locks(variant):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-        command += ["--only-binary", ":all:", "--python-version", python, "--dest", str(folder)]
+        command += [
+            "--prefer-binary",
+            "--no-build-isolation",
+            "--python-version",
+            python,
+            "--dest",
+            str(folder),
+        ]
         subprocess.run([*command, "--requirement", str(lock)], check=True)
 
 

@@ -1,13 +1,10 @@
 """The sd_notify protocol, spoken by every daemon to systemd or to `llmctl up`."""
 
-import contextlib
 import os
-import socket
 import time
 from typing import Protocol
 
-
-_SEND_SECONDS = 1.0
+import sdnotify
 
 
 class Notifier(Protocol):
@@ -33,20 +30,15 @@ class Notifier(Protocol):
 
 
 class SystemdNotifier:
-    """`Notifier` over ``$NOTIFY_SOCKET``, by the datagrams of sd_notify(3); silent where there is none."""
+    """`Notifier` over ``$NOTIFY_SOCKET``; silent where there is none."""
 
     def __init__(self) -> None:
-        address = os.environ.get("NOTIFY_SOCKET", "")
-        # A leading @ stands for the abstract name space.
-        self._address = f"\0{address[1:]}" if address.startswith("@") else address
+        # Without an address sdnotify would leave a socket open that it never uses.
+        self._notifier = sdnotify.SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
 
     def _send(self, *lines: str) -> None:
-        if not self._address:
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
-            # The manager's queue is short: a full one is waited for, a dead manager is not.
-            sender.settimeout(_SEND_SECONDS)
-            sender.sendto("\n".join(lines).encode(), self._address)
+        if self._notifier is not None:
+            self._notifier.notify("\n".join(lines))
 
     def ready(self, status: str) -> None:
         self._send("READY=1", f"STATUS={_one_line(status)}")

@@ -54,6 +54,11 @@ def test_the_watchdog_interval_is_for_this_process_only(monkeypatch: pytest.Monk
     assert watchdog_interval() is None
 
 
+# sdnotify keeps its socket for as long as the process lives.
+keeps_its_socket = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@keeps_its_socket
 def test_a_manager_in_the_abstract_name_space_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         # The kernel picks a free name, with a null byte in front.
@@ -63,6 +68,7 @@ def test_a_manager_in_the_abstract_name_space_is_told(monkeypatch: pytest.Monkey
         assert manager.recv(200) == b"READY=1\nSTATUS=serving two models"
 
 
+@keeps_its_socket
 def test_a_manager_that_is_gone_is_no_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
     SystemdNotifier().watchdog()
