@@ -108,3 +108,7 @@ class ApiError(Exception):
         self.param = param
         self.headers = dict(headers or {})
         self.status = status or status_of(code)
+
+
+class StrangerError(ApiError):
+    """Ends a request before it is known who asks."""

@@ -138,7 +138,9 @@ class Gateway(Daemon):
         self._info = Info(self.pool, authenticate, self._settings.ready_wait)
         usage = Usage(authenticate, self._settings.ledger)
         dispatch = Dispatch(self._inference, self._info, usage, cors, self._metrics)
-        self._server = GatewayServer(dispatch, self._settings.limits, self._settings.timeouts)
+        self._server = GatewayServer(
+            dispatch, self._settings.limits, self._settings.timeouts, dispatch.not_http
+        )
         pollers = [Poller(engine, self._engine_changed) for engine in self.pool.engines]
         for poller in pollers:
             poller.engine.trouble = poller.hurry

@@ -69,6 +69,9 @@ async def read_body(request: BaseRequest, limit: int, seconds: float) -> bytes:
         ApiError: it is larger, or does not arrive in time.
     """
     check_framing(request.headers)
+    expected = request.headers.get(hdrs.EXPECT)
+    if expected is not None and expected.lower() != "100-continue":
+        raise ApiError(ErrorCode.INVALID_HTTP, "The only Expect taken here is '100-continue'.", status=417)
     length = request.headers.get(hdrs.CONTENT_LENGTH)
     if length is not None and int(length) > limit:
         raise too_large(limit)
@@ -79,6 +82,8 @@ async def read_body(request: BaseRequest, limit: int, seconds: float) -> bytes:
         if len(body) > limit:
             raise too_large(limit)
         return body
+    if expected is not None and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     try:
         async with asyncio.timeout(seconds):
             return await _read_at_most(payload, limit)

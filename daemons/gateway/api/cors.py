@@ -1,5 +1,7 @@
 """Cross-origin requests from browsers; nothing is allowed that is not configured."""
 
+import re
+
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
@@ -7,6 +9,8 @@ from daemons.gateway.settings import CorsSettings
 
 _METHODS = "GET, POST"
 _HEADERS = "Authorization, Content-Type, X-API-Key, X-Request-Id, anthropic-version, anthropic-beta"
+# SDKs in browsers send a dozen headers of their own, and new ones with every release.
+_ASKED = re.compile(r"[A-Za-z0-9_-]+(?:, ?[A-Za-z0-9_-]+){0,63}")
 
 
 class Cors:
@@ -25,7 +29,7 @@ class Cors:
             return {}
         return {
             "Access-Control-Allow-Origin": "*" if "*" in self._origins else origin,
-            "Access-Control-Expose-Headers": "X-Request-Id, Retry-After",
+            "Access-Control-Expose-Headers": "X-Request-Id, request-id, Retry-After",
             "Vary": "Origin",
         }
 
@@ -37,6 +41,7 @@ class Cors:
         if not lines:
             return None
         lines["Access-Control-Allow-Methods"] = _METHODS
-        lines["Access-Control-Allow-Headers"] = _HEADERS
+        asked = request.headers.get("Access-Control-Request-Headers", "")
+        lines["Access-Control-Allow-Headers"] = asked if _ASKED.fullmatch(asked) else _HEADERS
         lines["Access-Control-Max-Age"] = self._max_age
         return web.Response(status=204, headers=lines)

@@ -3,21 +3,27 @@
 from collections.abc import Awaitable, Callable
 from time import monotonic
 
+import structlog
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from daemons.gateway.api.accept import request_id
 from daemons.gateway.api.cors import Cors
-from daemons.gateway.api.endpoints import ENDPOINTS
-from daemons.gateway.api.forms import OPENAI, Form
+from daemons.gateway.api.endpoints import ENDPOINTS, Endpoint
+from daemons.gateway.api.forms import ANTHROPIC, OPENAI, Form
 from daemons.gateway.api.inference import Inference
 from daemons.gateway.api.info import Info
-from daemons.gateway.api.server import ClientConnection
+from daemons.gateway.api.server import SERVER, ClientConnection
 from daemons.gateway.api.usage import Usage
-from daemons.gateway.errors import ApiError, ErrorCode
+from daemons.gateway.errors import ApiError, ErrorCode, StrangerError
 from daemons.gateway.metrics import Metrics
 
+log = structlog.get_logger()
+
 _GOOD = ("200",)
+_VERSIONS = frozenset({(1, 0), (1, 1)})
+_STRANGER_SECONDS = 0.1
+"""Between two lines about requests without a valid key; those in between are counted."""
 
 Simple = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -30,6 +36,7 @@ class Dispatch:
         self._info = info
         self._cors = cors
         self._metrics = metrics
+        self._strangers = Strangers(metrics)
         self._simple: dict[str, Simple] = {
             "/health": info.health,
             "/ready": info.ready,
@@ -48,28 +55,39 @@ class Dispatch:
             client.busy = False
             client.used_at = monotonic()
 
+    def not_http(self, error: ApiError) -> None:
+        """Something came that is no request."""
+        self._metrics.http_responses.add((str(error.status),))
+
     async def _serve(self, request: BaseRequest) -> web.StreamResponse:
         path = request.raw_path.partition("?")[0]
         name = request_id(request.headers)
         endpoint = ENDPOINTS.get(path)
-        form = endpoint.form if endpoint else OPENAI
+        form = _form(request, endpoint)
         try:
+            if request.version not in _VERSIONS:
+                raise ApiError(ErrorCode.INVALID_HTTP, "HTTP/1.1 is spoken here.", status=505)
+            if endpoint is not None and request.method == "POST":
+                answer = await self._inference(request, endpoint, name)
+                self._metrics.http_responses.add(_GOOD)
+                return answer
+            preflight = self._cors.preflight(request)
+            if preflight is not None:
+                return preflight
             if endpoint is not None:
-                if request.method == "POST":
-                    answer = await self._inference(request, endpoint, name)
-                    self._metrics.http_responses.add(_GOOD)
-                    return answer
-                preflight = self._cors.preflight(request)
-                if preflight is not None:
-                    return preflight
                 raise _method("POST", request.method)
             answer = await self._other(request, path)
         except ApiError as error:
             answer = self._refuse(request, error, form)
+            if isinstance(error, StrangerError):
+                self._strangers(error, name, endpoint.name if endpoint else "other", request.remote)
         if self._inference.draining:
             # Whoever is refused again and again must find the worker that serves now, too.
             answer.force_close()
         answer.headers["X-Request-Id"] = name
+        answer.headers["Server"] = SERVER
+        if form is ANTHROPIC:
+            answer.headers["request-id"] = name
         answer.headers.update(self._cors.lines(request))
         self._metrics.http_responses.add((str(answer.status),))
         return answer
@@ -85,8 +103,6 @@ class Dispatch:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is nothing at {path[:200]}.")
 
     def _refuse(self, request: BaseRequest, error: ApiError, form: Form) -> web.Response:
-        if error.code is ErrorCode.INVALID_API_KEY:
-            self._metrics.auth_failures.add((error.code.value,))
         answer = web.Response(
             status=error.status, body=form.body(error), headers=error.headers, content_type="application/json"
         )
@@ -94,6 +110,39 @@ class Dispatch:
             # What follows might be part of a message that was not understood, or is not worth reading.
             answer.force_close()
         return answer
+
+
+class Strangers:
+    """Counts and logs who is turned away unknown; a flood of them must not crowd out the log of others."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._logged_at = 0.0
+        self._unlogged = 0
+
+    def __call__(self, error: ApiError, request_id: str, endpoint: str, peer: str | None) -> None:
+        """A request from `peer` was refused."""
+        self._metrics.auth_failures.add((error.code.value,))
+        now = monotonic()
+        if now - self._logged_at < _STRANGER_SECONDS:
+            self._unlogged += 1
+            return
+        log.info(
+            "refused",
+            request_id=request_id,
+            endpoint=endpoint,
+            outcome=error.code,
+            status=error.status,
+            peer=peer,
+            unlogged=self._unlogged,
+        )
+        self._logged_at, self._unlogged = now, 0
+
+
+def _form(request: BaseRequest, endpoint: Endpoint | None) -> Form:
+    if endpoint is not None:
+        return endpoint.form
+    return ANTHROPIC if "anthropic-version" in request.headers else OPENAI
 
 
 def _read_only(request: BaseRequest) -> None:

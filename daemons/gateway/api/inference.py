@@ -15,7 +15,7 @@ from daemons.gateway.api.accept import X_REQUEST_ID
 from daemons.gateway.api.content import Content
 from daemons.gateway.api.cors import Cors
 from daemons.gateway.api.endpoints import Endpoint
-from daemons.gateway.api.forms import message_of
+from daemons.gateway.api.forms import ANTHROPIC, message_of
 from daemons.gateway.api.server import ClientConnection, Written
 from daemons.gateway.errors import ApiError, ErrorCode, status_of
 from daemons.gateway.exchange import Exchange
@@ -172,6 +172,8 @@ class Inference:
             exchange.request_id.encode(),
             self._stages.limits.fields(exchange.tenant),
         )
+        if endpoint.form is ANTHROPIC:
+            fields += b"request-id: %b\r\n" % exchange.request_id.encode()
         for line in self._cors.lines(request).items():
             fields += "{}: {}\r\n".format(*line).encode()
         if not (request.keep_alive and chunked) or self.draining:

@@ -1,6 +1,7 @@
 """What the gateway answers by itself: models, health, readiness."""
 
 import asyncio
+import datetime as dt
 import time
 from time import monotonic
 
@@ -37,19 +38,13 @@ class Info:
     async def models(self, request: BaseRequest) -> web.StreamResponse:
         """``GET /v1/models``: what this key may use and an engine is there for."""
         tenant, _ = self._authenticate(request.headers, request.remote)
-        now = monotonic()
-        listed = [
-            {
-                "id": model,
-                "object": "model",
-                "created": self._since,
-                "owned_by": "llm",
-                "ready": self._pool.lives(model, now),
-            }
-            for model in self._pool.models
-            if allowed(tenant, model)
-        ]
-        return json_response({"object": "list", "data": listed})
+        names = [model for model in self._pool.models if allowed(tenant, model)]
+        page = {
+            "has_more": False,
+            "first_id": names[0] if names else None,
+            "last_id": names[-1] if names else None,
+        }
+        return json_response({"object": "list", "data": [self._shown(name) for name in names], **page})
 
     async def model(self, request: BaseRequest, name: str) -> web.StreamResponse:
         """``GET /v1/models/NAME``.
@@ -62,10 +57,20 @@ class Info:
             raise ApiError(
                 ErrorCode.MODEL_NOT_FOUND, f"The model {name[:128]!r} does not exist.", param="model"
             )
-        lives = self._pool.lives(name, monotonic())
-        return json_response(
-            {"id": name, "object": "model", "created": self._since, "owned_by": "llm", "ready": lives}
-        )
+        return json_response(self._shown(name))
+
+    def _shown(self, model: str) -> dict[str, object]:
+        """A model as both OpenAI's and Anthropic's clients read it."""
+        return {
+            "id": model,
+            "object": "model",
+            "created": self._since,
+            "owned_by": "llm",
+            "ready": self._pool.lives(model, monotonic()),
+            "type": "model",
+            "display_name": model,
+            "created_at": dt.datetime.fromtimestamp(self._since, dt.UTC).isoformat().replace("+00:00", "Z"),
+        }
 
     async def health(self, _: BaseRequest) -> web.StreamResponse:
         """``GET /health``: the process answers."""

@@ -7,9 +7,11 @@ from time import monotonic
 
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
 
+from daemons.gateway.api.accept import new_id
 from daemons.gateway.api.forms import openai_body
 from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.relay.relay import Relay
@@ -17,6 +19,8 @@ from daemons.gateway.settings import LimitSettings, Timeouts
 
 log = structlog.get_logger()
 
+SERVER = "llm-gateway"
+"""What ``Server`` says: neither a version nor what it is made of."""
 _IDLE_SECONDS = 2.0
 
 Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
@@ -113,16 +117,26 @@ class ClientConnection(RequestHandler):
     ) -> web.StreamResponse:
         """What is not HTTP, and what is a bug here, in the form every other error has."""
         if status == 400:
-            reason = " ".join((message or "malformed request").split())[:200]
-            error = ApiError(ErrorCode.INVALID_HTTP, f"Not a valid HTTP/1.1 request: {reason}")
+            error = _not_http(exc, message or "malformed request")
         else:
             log.error("unhandled error", exc_info=exc, path=request.path)
             error = ApiError(
                 ErrorCode.INTERNAL_ERROR, "An unexpected error; the operator finds it in the log."
             )
+        self._server.refused(error)
         answer = web.Response(status=error.status, body=openai_body(error), content_type="application/json")
+        answer.headers["X-Request-Id"] = new_id()
+        answer.headers["Server"] = SERVER
         answer.force_close()
         return answer
+
+
+def _not_http(error: BaseException | None, reason: str) -> ApiError:
+    if isinstance(error, LineTooLong) or reason.startswith("Too many headers"):
+        return ApiError(ErrorCode.HEADERS_TOO_LARGE, "The request has too many or too long header lines.")
+    # After the first line aiohttp quotes what it could not read, which may be somebody's key.
+    reason = reason.partition("\n")[0].rstrip(" :.")[:100]
+    return ApiError(ErrorCode.INVALID_HTTP, f"Not a valid HTTP/1.1 request: {reason}.")
 
 
 class GatewayServer(web.Server):
@@ -132,11 +146,15 @@ class GatewayServer(web.Server):
         paused: connections whose client does not read.
         limits: bounds on what clients send.
         idle_seconds: how long a connection may stay without a request.
+        refused: told of what never became a request.
         user_timeout_ms: ``TCP_USER_TIMEOUT`` of client connections.
     """
 
-    def __init__(self, handler: Handler, limits: LimitSettings, timeouts: Timeouts) -> None:
+    def __init__(
+        self, handler: Handler, limits: LimitSettings, timeouts: Timeouts, refused: Callable[[ApiError], None]
+    ) -> None:
         super().__init__(handler, handler_cancellation=True)
+        self.refused = refused
         self._loop = asyncio.get_running_loop()
         self.limits = limits
         self.idle_seconds = timeouts.idle_connection

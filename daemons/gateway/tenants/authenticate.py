@@ -7,7 +7,7 @@ from collections.abc import Callable
 from aiohttp import hdrs
 from multidict import CIMultiDictProxy, istr
 
-from daemons.gateway.errors import ApiError, ErrorCode
+from daemons.gateway.errors import ErrorCode, StrangerError
 from daemons.gateway.tenants.addresses import Clients, Failures, group_of, parse_address
 from daemons.gateway.tenants.keys import KeyRing, Tenant
 
@@ -45,7 +45,7 @@ class Authenticator:
             peer: address of the other end of the connection; None on a unix socket.
 
         Raises:
-            ApiError: no key, a wrong one, one that may not be used from there, or too many wrong ones before.
+            StrangerError: no key, a wrong one, one that may not be used from there, or too many wrong ones.
         """
         client = self._clients.of(headers, peer)
         presented = presented_key(headers)
@@ -54,20 +54,22 @@ class Authenticator:
             self._slow(client, tenant)
         if tenant is None:
             self._failures.failed(group_of(client), self._monotonic())
-            raise ApiError(
+            raise StrangerError(
                 ErrorCode.INVALID_API_KEY,
                 "The API key is not known here, has expired, or is disabled.",
                 headers={"WWW-Authenticate": "Bearer"},
             )
         if tenant.networks and not _within(client, tenant):
-            raise ApiError(ErrorCode.NETWORK_NOT_ALLOWED, "This API key may not be used from this network.")
+            raise StrangerError(
+                ErrorCode.NETWORK_NOT_ALLOWED, "This API key may not be used from this network."
+            )
         return tenant, client
 
     def _slow(self, client: str, tenant: Tenant | None) -> None:
         """Some address has failed lately; turn this one away if it failed too often.
 
         Raises:
-            ApiError: it did; whether the key is right stays unsaid.
+            StrangerError: it did; whether the key is right stays unsaid.
         """
         group = group_of(client)
         if tenant is not None and self._failures.knows(group, tenant.alias):
@@ -75,7 +77,7 @@ class Authenticator:
         wait = self._failures.wait(group, self._monotonic())
         if wait:
             seconds = math.ceil(wait)
-            raise ApiError(
+            raise StrangerError(
                 ErrorCode.RATE_LIMIT_EXCEEDED,
                 f"Too many wrong API keys came from your network address; try again in {seconds} s.",
                 headers={"Retry-After": str(seconds)},
@@ -88,7 +90,7 @@ def presented_key(headers: CIMultiDictProxy[str]) -> str:
     """The key in ``Authorization: Bearer`` or ``X-API-Key``.
 
     Raises:
-        ApiError: there is none.
+        StrangerError: there is none.
     """
     given = headers.get(hdrs.AUTHORIZATION)
     if given is not None:
@@ -99,7 +101,7 @@ def presented_key(headers: CIMultiDictProxy[str]) -> str:
     key = headers.get(_X_API_KEY, "").strip()
     if 0 < len(key) <= _MAX_KEY:
         return key
-    raise ApiError(
+    raise StrangerError(
         ErrorCode.INVALID_API_KEY,
         "No API key was sent: send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.",
         headers={"WWW-Authenticate": "Bearer"},

@@ -63,6 +63,83 @@ async def test_chunk_extensions_are_ignored_and_bodies_framed_anew(tmp_path: Pat
         assert call.json["messages"] == []
 
 
+async def test_what_is_no_http_is_told_without_repeating_it(tmp_path: Path) -> None:
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+        for lines, status, code in (
+            (b"Authorization: Bearer my-secret\0\r\n", 400, "invalid_http"),
+            (b"Authorization: Bearer my-secret\nX: y\r\n", 400, "invalid_http"),
+            (b"X-API-Key: my-secret" + b"y" * 20000 + b"\r\n", 431, "headers_too_large"),
+            (b"".join(b"X-%d: my-secret\r\n" % i for i in range(100)), 431, "headers_too_large"),
+        ):
+            raw = await running.raw(b"GET /health HTTP/1.1\r\nHost: x\r\n" + lines + b"\r\n")
+            assert (_answer(raw)[0], _answer(raw)[1]["code"]) == (status, code)
+            assert b"my-secret" not in raw
+            assert b"X-Request-Id: " in raw
+        old = await running.raw(b"GET /health HTTP/2.0\r\nHost: x\r\n\r\n")
+        assert _answer(old)[0] == 505
+        samples = await running.metrics()
+        assert samples['llm_gateway_http_responses_total{status="431"}'] == 2
+
+
+async def test_a_client_that_waits_to_be_told_goes_on(tmp_path: Path) -> None:
+    """``Expect: 100-continue``, as curl sends it with bodies of over a megabyte."""
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(HEAD + b"Expect: 100-continue\r\nContent-Length: 27\r\nConnection: close\r\n\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(BODY)
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        stranger = (
+            HEAD.replace(KEY.encode(), b"wrong") + b"Expect: 100-continue\r\nContent-Length: 27\r\n\r\n"
+        )
+        assert (await running.raw(stranger)).startswith(b"HTTP/1.1 401 ")
+        other = HEAD + b"Expect: miracles\r\nContent-Length: 27\r\n\r\n" + BODY
+        assert (await running.raw(other)).startswith(b"HTTP/1.1 417 ")
+        assert len(engine.calls) == 1
+
+
+async def test_a_connection_that_never_asks_is_closed(tmp_path: Path) -> None:
+    limits = {"idle_connection": 0.3, "request_body": 0.3}
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url, timeouts=limits) as running:
+        assert await running.raw(b"") == b""
+        assert await running.raw(b"GET /health HTTP/1.1\r\nHo") == b""
+        assert (await running.raw(HEAD + b"Content-Length: 27\r\n\r\n{")).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_strangers_are_counted_and_logged_without_their_keys(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+        for _ in range(5):
+            await running.ask("/v1/chat/completions", {"model": "m"}, "not-a-key", X_Request_Id="stranger")
+        told = "".join(capfd.readouterr())
+        assert "not-a-key" not in told
+        assert 1 <= told.count("request_id=stranger") < 5
+        assert (await running.metrics())['llm_gateway_auth_failures_total{reason="invalid_api_key"}'] == 5
+
+
+async def test_anthropic_habits(tmp_path: Path) -> None:
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+        head = {"X-API-Key": KEY, "anthropic-version": "2023-06-01"}
+        async with running.session.get(running.url + "/v1/models?limit=20", headers=head) as response:
+            page = await response.json()
+            assert (page["has_more"], page["first_id"], page["data"][0]["type"]) == (False, "m", "model")
+        async with running.session.get(running.url + "/v1/files", headers=head) as response:
+            told = await response.json()
+            assert (told["type"], told["error"]["type"]) == ("error", "not_found_error")
+        async with running.session.post(
+            running.url + "/v1/messages?beta=true",
+            json={"model": "m"},
+            headers={**head, "X-Request-Id": "mine"},
+        ) as response:
+            assert response.headers["request-id"] == "mine"
+        async with running.session.post(
+            running.url + "/v1/messages", json={"model": "x"}, headers=head
+        ) as response:
+            assert response.headers["request-id"] == response.headers["X-Request-Id"]
+
+
 async def test_every_refusal_has_its_apis_form(tmp_path: Path) -> None:
     async with (
         FakeEngine(answer_chat) as engine,
@@ -170,5 +247,10 @@ async def test_cors_is_for_named_origins_only(tmp_path: Path) -> None:
                 running.url + "/v1/chat/completions", headers=headers
             ) as response:
                 assert response.status == status
+            headers["Access-Control-Request-Headers"] = "authorization, x-stainless-os"
+            async with running.session.options(running.url + "/v1/models", headers=headers) as response:
+                assert response.status == status
+                allowed = response.headers.get("Access-Control-Allow-Headers", "")
+                assert ("x-stainless-os" in allowed) == (status == 204)
             answer = await running.ask("/v1/chat/completions", {"model": "m"}, Origin=origin)
             assert ("Access-Control-Allow-Origin" in answer.headers) == (status == 204)
