@@ -27,6 +27,12 @@ class Gpu:
     temperature_celsius: float | None
     clock_events: tuple[str, ...]
     units: tuple[str, ...]
+    pci: str
+
+    @property
+    def names(self) -> set[str]:
+        """What settings may call it; NVML writes the PCI domain with eight digits, others with four."""
+        return {self.index, self.uuid.lower(), self.pci, self.pci.removeprefix("0000")} - {""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,7 @@ class Engine:
     """An engine; None where it does not tell.
 
     Attributes:
+        gpus: indices of those its processes are on, else of those its settings give it.
         tokens_per_second: tokens generated.
         kv_used: share of the KV cache in use, 0 to 1.
     """
@@ -49,10 +56,16 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key by its name, never its secret; tokens per second, of prompts and answers together."""
+    """A key by its name, never its secret.
+
+    Attributes:
+        in_flight: its requests that are being served.
+        tokens_per_second: of prompts and answers together; the gateway counts them when a request ends.
+    """
 
     name: str
-    tokens_per_second: float
+    in_flight: float
+    tokens_per_second: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +84,10 @@ class Reading:
     queue: float | None
     nvml: str
     silent: tuple[str, ...]
+
+
+Placed = Mapping[str, tuple[str, ...]]
+"""GPUs (index, PCI address or UUID) that the settings give each engine."""
 
 
 class _Series:
@@ -102,27 +119,41 @@ class _Series:
 
     def label(self, name: str, label: str, **labels: str) -> str:
         """The value of `label` where the series is 1."""
-        return next((found[label] for found, value in self.all(name, **labels) if value == 1), "")
+        return next((found.get(label, "") for found, value in self.all(name, **labels) if value == 1), "")
 
 
-def read(now: Pages, before: Pages | None) -> Reading:
-    """The state by `now`; rates since `before`."""
+def read(
+    now: Pages, before: Pages | None, earlier: Pages | None = None, placed: Placed | None = None
+) -> Reading:
+    """The state by `now`; rates of engines since `before`, those of keys since `earlier`."""
     seconds = now.at - before.at if before is not None else 0.0
     exporter, gateway = _Series(now.exporter), _Series(now.gateway)
     gpus = tuple(_gpu(exporter, labels, up) for labels, up in exporter.all("gpu_up"))
     engines = tuple(
-        _engine(name, text, None if before is None else before.engines.get(name), seconds, gpus)
+        _engine(
+            name,
+            text,
+            None if before is None else before.engines.get(name),
+            seconds,
+            _on(name, gpus, (placed or {}).get(name, ())),
+        )
         for name, text in now.engines.items()
     )
     answers: dict[str, str | None] = {"exporter": now.exporter, "gateway": now.gateway, **now.engines}
     return Reading(
         gpus=tuple(sorted(gpus, key=lambda gpu: (len(gpu.index), gpu.index))),
         engines=engines,
-        keys=_keys(gateway, _Series(before.gateway if before is not None else None), seconds),
+        keys=_keys(gateway, now.at, earlier or before),
         queue=None if now.gateway is None else gateway.total("llm_gateway_queue_depth") or 0.0,
         nvml=exporter.label("gpu_exporter_nvml_state", "state"),
         silent=tuple(name for name, text in answers.items() if text is None),
     )
+
+
+def _on(engine: str, gpus: Iterable[Gpu], placed: tuple[str, ...]) -> tuple[str, ...]:
+    unit, wanted = f"{_UNIT}{engine}{_SUFFIX}", {name.lower() for name in placed}
+    running = tuple(gpu.index for gpu in gpus if unit in gpu.units)
+    return running or tuple(gpu.index for gpu in gpus if wanted & gpu.names)
 
 
 def _gpu(page: _Series, labels: Mapping[str, str], up: float) -> Gpu:
@@ -145,17 +176,18 @@ def _gpu(page: _Series, labels: Mapping[str, str], up: float) -> Gpu:
             if value and found["reason"] != "gpu_idle"
         ),
         units=tuple(found["unit"] for found, _ in page.all("gpu_unit_processes", **gpu)),
+        pci=page.label("gpu_info", "pci_bus_id", **gpu),
     )
 
 
-def _engine(name: str, text: str | None, before: str | None, seconds: float, gpus: Iterable[Gpu]) -> Engine:
+def _engine(name: str, text: str | None, before: str | None, seconds: float, gpus: tuple[str, ...]) -> Engine:
     page, earlier = _Series(text), _Series(before)
     state = page.label("llm_engine_state", "state") if text is not None else "silent"
     kv_used = page.one("vllm:kv_cache_usage_perc")
     return Engine(
         name=name,
         state=state or "unknown",
-        gpus=tuple(gpu.index for gpu in gpus if f"{_UNIT}{name}{_SUFFIX}" in gpu.units),
+        gpus=gpus,
         tokens_per_second=_rate(
             page.total("vllm:generation_tokens_total"), earlier.total("vllm:generation_tokens_total"), seconds
         ),
@@ -165,18 +197,23 @@ def _engine(name: str, text: str | None, before: str | None, seconds: float, gpu
     )
 
 
-def _keys(page: _Series, earlier: _Series, seconds: float) -> tuple[Key, ...]:
-    names = {labels.get("key", "") for labels, _ in page.all("llm_gateway_tokens_total")} - {""}
-    rates = {
-        name: _rate(
-            page.total("llm_gateway_tokens_total", key=name),
-            earlier.total("llm_gateway_tokens_total", key=name) or 0.0,
-            seconds,
+def _keys(page: _Series, at: float, before: Pages | None) -> tuple[Key, ...]:
+    earlier, seconds = _Series(before.gateway if before else None), at - before.at if before else 0.0
+    counted = page.all("llm_gateway_tokens_total") + page.all("llm_gateway_key_in_flight")
+    keys = [
+        Key(
+            name,
+            page.total("llm_gateway_key_in_flight", key=name) or 0.0,
+            _rate(
+                page.total("llm_gateway_tokens_total", key=name) or 0.0,
+                earlier.total("llm_gateway_tokens_total", key=name) or 0.0,
+                seconds,
+            ),
         )
-        for name in names
-    }
-    ranked = sorted(rates.items(), key=lambda item: (-(item[1] or 0.0), item[0]))
-    return tuple(Key(name, rate) for name, rate in ranked if rate)
+        for name in {labels.get("key", "") for labels, _ in counted} - {""}
+    ]
+    busy = [key for key in keys if key.in_flight or key.tokens_per_second]
+    return tuple(sorted(busy, key=lambda key: (-key.in_flight, -(key.tokens_per_second or 0.0), key.name)))
 
 
 def _rate(now: float | None, before: float | None, seconds: float) -> float | None:

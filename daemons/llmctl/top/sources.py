@@ -17,11 +17,16 @@ _TIMEOUT = aiohttp.ClientTimeout(total=3)
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """URLs of metrics pages; engines by name."""
+    """URLs of metrics pages; engines by name.
+
+    Attributes:
+        gpus: those that the settings give each engine, as written there.
+    """
 
     exporter: str
     gateway: str
     engines: Mapping[str, str]
+    gpus: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +49,12 @@ def configured(folder: Path) -> Addresses:
     Raises:
         Fatal: a file there is not readable YAML.
     """
-    engines = {path.stem: _url(_read(path), "metrics", 0) for path in sorted(folder.glob("engines/*.yaml"))}
+    engines = {path.stem: _read(path) for path in sorted(folder.glob("engines/*.yaml"))}
     return Addresses(
         exporter=_url(_read(folder / "gpu-exporter.yaml"), "listen", _EXPORTER_PORT),
         gateway=_url(_read(folder / "gateway.yaml"), "metrics", _GATEWAY_PORT),
-        engines=engines,
+        engines={name: _url(content, "metrics", 0) for name, content in engines.items()},
+        gpus={name: _gpus(content) for name, content in engines.items()},
     )
 
 
@@ -71,6 +77,11 @@ def _url(content: dict[str, Any], key: str, port: int) -> str:
     # An address to listen on everywhere is reached at home.
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
     return f"http://{host}:{address.get('port', port)}/metrics"
+
+
+def _gpus(content: dict[str, Any]) -> tuple[str, ...]:
+    gpus = content.get("gpus")
+    return tuple(str(gpu) for gpu in gpus) if isinstance(gpus, list) else ()
 
 
 async def fetch(session: aiohttp.ClientSession, addresses: Addresses) -> Pages:

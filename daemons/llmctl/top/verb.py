@@ -7,6 +7,7 @@ import os
 import sys
 import termios
 import tty
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,26 +16,38 @@ import aiohttp
 import msgspec
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from daemons.llmctl.top.readings import read
-from daemons.llmctl.top.sources import Addresses, configured, fetch
+from daemons.llmctl.top.sources import Addresses, Pages, configured, fetch
 from daemons.llmctl.top.view import screen
+from daemons.llmctl.up.prepare import CHECKOUT
 from daemons.runtime.cli import CONFIG_DIR
 from daemons.runtime.errors import Fatal
 
 _INTERVAL = 1.0
+_KEY_WINDOW = 15
+"""Readings over which the rates of keys are taken: tokens are counted in a lump, when a request ends."""
 _WIDTH = 80
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``top`` to the verbs."""
     parser = subparsers.add_parser(
-        "top", help="live view of GPUs, engines and keys", description="Live view; q quits."
+        "top",
+        help="live view of GPUs, engines and keys",
+        description="Live view of GPUs, the engines on them, and the keys that load them; q quits.",
+        epilog="examples:\n  llmctl top\n  llmctl top --once --json | jq '.gpus[].utilization'\n"
+        "  ssh -t gpu-host llmctl top",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--once", action="store_true", help="print one reading and exit")
     parser.add_argument("--json", action="store_true", help="print JSON; with --once")
     parser.add_argument(
-        "--config-dir", type=Path, default=CONFIG_DIR, metavar="DIR", help="where the addresses are read"
+        "--config-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"where the addresses are read (default: {CONFIG_DIR}, else what `up` runs in this checkout)",
     )
     parser.add_argument("--exporter", metavar="URL", help="the exporter's metrics instead")
     parser.add_argument("--gateway", metavar="URL", help="the gateway's metrics instead")
@@ -63,21 +76,26 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _addresses(args: argparse.Namespace) -> Addresses:
-    found = configured(args.config_dir)
+    found = configured(args.config_dir or _config_dir())
     engines = dict(found.engines)
     for item in args.engine:
         name, separator, url = item.partition("=")
         if not (name and separator and url):
             raise Fatal(f"--engine {item}: expected NAME=URL", 2)
         engines[name] = url
-    return Addresses(args.exporter or found.exporter, args.gateway or found.gateway, engines)
+    return Addresses(args.exporter or found.exporter, args.gateway or found.gateway, engines, found.gpus)
+
+
+def _config_dir() -> Path:
+    local = CHECKOUT / ".llm"
+    return local if local.is_dir() and not (CONFIG_DIR / "gateway.yaml").exists() else CONFIG_DIR
 
 
 async def _once(addresses: Addresses, as_json: bool) -> int:
     async with aiohttp.ClientSession() as session:
         before = await fetch(session, addresses)
         await asyncio.sleep(_INTERVAL)
-        reading = read(await fetch(session, addresses), before)
+        reading = read(await fetch(session, addresses), before, placed=addresses.gpus)
     if as_json:
         print(msgspec.json.encode(asdict(reading)).decode())
     else:
@@ -86,17 +104,28 @@ async def _once(addresses: Addresses, as_json: bool) -> int:
 
 
 async def _live(addresses: Addresses) -> None:
+    """Until q is pressed, even while an address keeps us waiting."""
     quit_ = asyncio.Event()
     with _pressed(quit_):
-        async with aiohttp.ClientSession() as session:
-            before = await fetch(session, addresses)
-            with Live(screen(read(before, None)), screen=True, auto_refresh=False) as live:
-                while not quit_.is_set():
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(quit_.wait(), _INTERVAL)
-                    now = await fetch(session, addresses)
-                    live.update(screen(read(now, before)), refresh=True)
-                    before = now
+        quitting, showing = asyncio.create_task(quit_.wait()), asyncio.create_task(_show(addresses))
+        await asyncio.wait((quitting, showing), return_when=asyncio.FIRST_COMPLETED)
+        quitting.cancel()
+        showing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await showing
+
+
+async def _show(addresses: Addresses) -> None:
+    past: deque[Pages] = deque(maxlen=_KEY_WINDOW)
+    async with aiohttp.ClientSession() as session:
+        with Live(Text("asking …", style="dim"), screen=True, auto_refresh=False) as live:
+            while True:
+                now = await fetch(session, addresses)
+                before, earlier = (past[-1], past[0]) if past else (None, None)
+                reading = read(now, before, earlier, addresses.gpus)
+                live.update(screen(reading, live=True), refresh=True)
+                past.append(now)
+                await asyncio.sleep(_INTERVAL)
 
 
 @contextlib.contextmanager

@@ -10,16 +10,18 @@ _GIB = 1 << 30
 _BAR = 8
 _MAX_KEYS = 8
 _HOT = 0.9
+_GAP = Text("")
 
 
-def screen(reading: Reading) -> RenderableType:
-    """Everything, top to bottom: GPUs, engines, keys, what is silent."""
-    parts: list[RenderableType] = [gpus(reading), engines(reading)]
+def screen(reading: Reading, *, live: bool = False) -> RenderableType:
+    """Everything, top to bottom: GPUs, engines, keys, what is silent, how to leave it when `live`."""
+    parts: list[RenderableType] = [gpus(reading), _GAP, engines(reading), _GAP]
     if reading.keys:
-        parts.append(_keys(reading))
+        parts += [_keys(reading), _GAP]
     if reading.silent:
         parts.append(Text(f"no answer: {', '.join(reading.silent)}", style="yellow"))
-    parts.append(Text("q quits", style="dim"))
+    if live:
+        parts.append(Text("q quits", style="dim"))
     return Group(*parts)
 
 
@@ -82,9 +84,11 @@ def _engine(engine: Engine) -> tuple[Text, ...]:
 
 
 def _keys(reading: Reading) -> RenderableType:
-    table = _table("key", "tok/s")
+    table = _table("key", "tok/s", "running")
     for key in reading.keys[:_MAX_KEYS]:
-        table.add_row(Text(key.name[:40]), Text(_whole(key.tokens_per_second)))
+        table.add_row(Text(key.name[:40]), Text(_whole(key.tokens_per_second)), Text(_whole(key.in_flight)))
+    if (more := len(reading.keys) - _MAX_KEYS) > 0:
+        table.caption, table.caption_justify = f"and {more} more", "left"
     return table
 
 

@@ -1,9 +1,12 @@
 """The files of a local stack: everything under ``.llm/``, except sockets, which need a short path."""
 
+import contextlib
 import hashlib
 import json
 import os
+import random
 import secrets
+import socket
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,7 +44,7 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """TCP ports of a local stack, all on loopback; 0 takes a free one."""
+    """TCP ports of a local stack, all on loopback; 0 for the gateway takes a free one."""
 
     gateway: int
     gateway_metrics: int = 9102
@@ -51,7 +54,22 @@ class Ports:
     @classmethod
     def around(cls, port: int) -> "Ports":
         """The usual ports with the gateway at `port`; only free ones when `port` is 0."""
-        return cls(port) if port else cls(0, 0, 0, 0)
+        return cls(port) if port else cls(0, *_free_ports(3))
+
+
+def _free_ports(number: int) -> list[int]:
+    """Ports that nobody has, from below those that the kernel gives to outgoing connections (ip(7)).
+
+    They are known before the daemons start, and written into their settings, so that `llmctl top` finds them.
+    """
+    found: list[int] = []
+    for port in random.sample(range(20_000, 32_000), 1000):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == number:
+            return found
+    raise Fatal("there are no free ports between 20000 and 32000 on 127.0.0.1")
 
 
 class Layout:

@@ -44,6 +44,8 @@ GATEWAY = """
 llm_gateway_queue_depth{{model="m",class="default"}} 4
 llm_gateway_tokens_total{{key="team-a",model="m",kind="completion"}} {tokens}
 llm_gateway_tokens_total{{key="idle",model="m",kind="completion"}} 5
+llm_gateway_key_in_flight{{key="long"}} 2
+llm_gateway_key_in_flight{{key="idle"}} 0
 """
 
 
@@ -58,10 +60,25 @@ def test_rates_and_joins() -> None:
     assert (engine.tokens_per_second, engine.running, engine.waiting, engine.kv_used) == (100, 12, 3, 0.5)
     assert (engine.state, engine.gpus) == ("ready", ("0",))
     assert (dead.state, dead.running) == ("silent", None)
-    assert [(key.name, key.tokens_per_second) for key in reading.keys] == [("team-a", 100)]
+    keys = [(key.name, key.in_flight, key.tokens_per_second) for key in reading.keys]
+    assert keys == [("long", 2, 0), ("team-a", 0, 100)], "a long stream is seen before its tokens are counted"
     assert reading.queue == 4
     assert reading.silent == ("dead",)
     assert [(gpu.up, gpu.fault) for gpu in reading.gpus] == [(True, ""), (False, "lost")]
+
+
+def test_rates_of_keys_are_taken_over_longer() -> None:
+    reading = read(pages(20.0, 700), pages(19.0, 700), pages(10.0, 500))
+    assert reading.engines[0].tokens_per_second == 0
+    assert [key.tokens_per_second for key in reading.keys if key.name == "team-a"] == [20]
+
+
+@pytest.mark.parametrize("named", ["1", "gpu-B", "0000:4B:00.0", "00000000:4b:00.0"])
+def test_an_engine_that_is_not_on_its_gpu_yet_is_shown_where_its_settings_put_it(named: str) -> None:
+    text = EXPORTER + 'gpu_info{gpu="1",uuid="GPU-b",pci_bus_id="00000000:4b:00.0"} 1\n'
+    now = Pages(1.0, text, None, {"llama-8b-gpu0": None, "dead": None})
+    placed = {"dead": (named,), "llama-8b-gpu0": (named,)}
+    assert [engine.gpus for engine in read(now, None, placed=placed).engines] == [("0",), ("1",)]
 
 
 def test_a_restarted_engine_has_no_rate() -> None:
@@ -70,10 +87,19 @@ def test_a_restarted_engine_has_no_rate() -> None:
 
 def test_eighty_columns() -> None:
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(screen(read(pages(12.0, 700), pages(10.0, 500))))
+    console.print(screen(read(pages(12.0, 700), pages(10.0, 500)), live=True))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
-    for word in ("RTX A6000", "97%", "lost", "llama-8b-gpu0", "team-a", "no answer: dead", "4 requests wait"):
+    for word in (
+        "RTX A6000",
+        "97%",
+        "lost",
+        "llama-8b-gpu0",
+        "team-a",
+        "no answer: dead",
+        "4 requests wait",
+        "q quits",
+    ):
         assert word in text
 
 
@@ -86,10 +112,11 @@ def test_nothing_answers() -> None:
 
 def test_addresses_come_from_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "engines").mkdir()
-    (tmp_path / "engines" / "a.yaml").write_text("metrics: {host: 127.0.0.1, port: 9110}\n")
+    (tmp_path / "engines" / "a.yaml").write_text("metrics: {host: 127.0.0.1, port: 9110}\ngpus: [0, GPU-b]\n")
     (tmp_path / "gateway.yaml").write_text('metrics: {host: "::", port: 9102}\n')
     found = configured(tmp_path)
     assert found.engines == {"a": "http://127.0.0.1:9110/metrics"}
+    assert found.gpus == {"a": ("0", "GPU-b")}
     assert found.gateway == "http://[::1]:9102/metrics"
     assert found.exporter == "http://127.0.0.1:9101/metrics"
     (tmp_path / "gateway.yaml").write_text("metrics: [\n")
@@ -124,16 +151,16 @@ import argparse, sys
 from daemons.llmctl.top import add_parser
 parser = argparse.ArgumentParser()
 add_parser(parser.add_subparsers())
-args = parser.parse_args(["top", "--config-dir", sys.argv[1], "--exporter", "http://127.0.0.1:1/",
-                          "--gateway", "http://127.0.0.1:1/"])
+args = parser.parse_args(["top", "--config-dir", *sys.argv[1:]])
 sys.exit(args.run(args))
 """
 
 
 def test_one_key_quits_the_live_view(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
+    closed = "http://127.0.0.1:1/"
     process = subprocess.Popen(
-        [sys.executable, "-c", _LIVE, str(tmp_path)],
+        [sys.executable, "-c", _LIVE, str(tmp_path), "--exporter", closed, "--gateway", closed],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
