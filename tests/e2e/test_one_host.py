@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from daemons.runtime.version import VERSION
+from tests.e2e import manual
 from tests.e2e.conftest import Wheels
 from tests.e2e.lab import gpus
 from tests.e2e.lab.hosts import Host, Lab
 from tests.e2e.load import Load
-from tests.e2e.playbooks import HF_TOKEN, TINY, Playbooks, until
+from tests.e2e.playbooks import ANSIBLE, HF_TOKEN, TINY, Playbooks, until
 
 HERE = Path(__file__).parent
 UNITS = [
@@ -68,6 +70,13 @@ def active(host: Host) -> dict[str, str]:
     return dict(zip(UNITS, states, strict=True))
 
 
+def replace(path: Path, text: str) -> None:
+    """Change a file as a whole."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text)
+    fresh.replace(path)
+
+
 def chat(host: Host) -> str:
     """The HTTP status of a chat through nginx and the gateway."""
     return host.sh(
@@ -111,8 +120,9 @@ def test_prometheus_sees_every_target_up(host: Host) -> None:
     assert set(targets()) == {"prometheus", "node", "llm-gateway", "llm-engine", "llm-gpu-exporter"}
 
 
-def test_a_second_run_changes_nothing(host: Host, playbooks: Playbooks) -> None:
-    outcome = playbooks.must("deploy.yml")
+def test_a_second_run_changes_nothing_and_brings_its_own_ansible(host: Host, playbooks: Playbooks) -> None:
+    outcome = playbooks.make_deploy()
+    assert outcome.status == 0, outcome.output[-6000:]
     assert outcome.changed_tasks() == []
     assert outcome.count("alpha", "changed") == 0
 
@@ -120,6 +130,31 @@ def test_a_second_run_changes_nothing(host: Host, playbooks: Playbooks) -> None:
 def test_check_mode_on_a_converged_host_says_so(host: Host, playbooks: Playbooks) -> None:
     outcome = playbooks.must("deploy.yml", "--check", "--diff")
     assert outcome.changed_tasks() == []
+
+
+def test_grafana_has_its_dashboards_and_a_password_of_its_own(host: Host, playbooks: Playbooks) -> None:
+    ask = "curl -s -o /dev/null -w '%{http_code}' -u admin:"
+    url = "http://127.0.0.1:3000/api/search"
+    assert host.sh(f"{ask}admin {url}") == "401"
+    password = host.sh("cat /etc/llm/credentials/grafana-admin")
+    titles = json.loads(host.sh(f"curl -s -u admin:{password} {url}"))
+    assert len(titles) == len(list((ANSIBLE.parent / "observability/grafana/dashboards").glob("*.json")))
+    assert "sudo cat /etc/llm/credentials/grafana-admin" in playbooks.said[-1]
+
+
+def test_a_gpu_that_fails_is_told_by_status_and_doctor(host: Host) -> None:
+    state = host.root / gpus.STATE
+    good = state.read_text()
+    assert host.run("llmctl", "status", check=False).returncode == 0
+    replace(state, good + "1 lost 1\n")
+    try:
+        until(30, lambda: "GPU 1" in host.run("llmctl", "status", check=False).stdout)
+        told = json.loads(host.run("llmctl", "doctor", "--json", check=False).stdout)
+        assert (told["ok"], "GPU 1" in {one["subject"] for one in told["findings"]}) == (False, True)
+    finally:
+        replace(state, good)
+    until(30, lambda: host.run("llmctl", "status", check=False).returncode == 0)
+    assert json.loads(host.sh("llmctl doctor --json"))["ok"]
 
 
 def test_status_says_that_all_is_well(host: Host, playbooks: Playbooks) -> None:
@@ -205,13 +240,28 @@ def test_a_frozen_daemon_is_restarted(host: Host, unit: str) -> None:
 
 def test_keys_are_rotated_with_grace(host: Host, playbooks: Playbooks) -> None:
     old = host.sh("cat /etc/llm/credentials/keys/team-a")
-    playbooks.must("rotate-keys.yml")
+    playbooks.must("rotate-keys.yml", "-e", '{"rotate_names": ["team-a"]}')
     assert host.sh("cat /etc/llm/credentials/keys/team-a") != old
     status = (
         f"curl -sk -o /dev/null -w '%{{http_code}}' https://alpha/v1/models -H 'Authorization: Bearer {old}'"
     )
     assert host.sh(status) == "200"
     until(20, lambda: chat(host) == "200")
+    # The former secret gives way to the one before this.
+    playbooks.must("rotate-keys.yml")
+    assert host.sh(status) == "401"
+    until(20, lambda: chat(host) == "200")
+
+
+def test_the_commands_of_the_manual_work_on_the_host(host: Host) -> None:
+    key = "$(cat /etc/llm/credentials/keys/team-a)"
+    for command in manual.on_the_host(HOST="alpha", NAME="tiny-a", KEY=key):
+        done = host.run("bash", "-c", command, check=False, timeout=180)
+        # journalctl --grep says 1 where nothing matches.
+        allowed = {0, 1} if "--grep" in command else {0}
+        assert done.returncode in allowed, f"{command}: {done.stdout}{done.stderr}"
+    assert "--gpu-reset -i 0" in host.sh("cat /var/log/nvidia-smi")
+    until(60, lambda: well(host))
 
 
 def test_a_reload_under_load_breaks_nothing(host: Host) -> None:
@@ -224,9 +274,12 @@ def test_a_reload_under_load_breaks_nothing(host: Host) -> None:
 
 
 def test_an_upgrade_under_load_breaks_nothing(host: Host, playbooks: Playbooks, wheels: Wheels) -> None:
+    # Stands for another vLLM, installed beside the one in force.
+    host.sh("cp --archive --link /opt/llm/vllm/0.32.0 /opt/llm/vllm/0.32.1")
     with Load(host.address, host.sh("cat /etc/llm/credentials/keys/team-a")) as load:
         until(60, lambda: load.outcomes["whole"] > 5)
-        playbooks.must("upgrade.yml", "-e", f"release_wheel={wheels.later}")
+        playbooks.must("upgrade.yml", "-e", f"release_wheel={wheels.later}", "-e", "vllm_version=0.32.1")
+    assert host.sh("readlink /opt/llm/vllm/current") == "/opt/llm/vllm/0.32.1"
     assert set(load.outcomes) == {"whole"}, load.outcomes
     assert host.sh("readlink /opt/llm/current") == "/opt/llm/releases/9.0.1"
 
@@ -235,18 +288,23 @@ def test_a_release_that_fails_its_gate_rolls_back_by_itself(
     host: Host, playbooks: Playbooks, wheels: Wheels
 ) -> None:
     with Load(host.address, host.sh("cat /etc/llm/credentials/keys/team-a")) as load:
-        outcome = playbooks.run("upgrade.yml", "-e", f"release_wheel={wheels.broken}")
+        outcome = playbooks.run(
+            "upgrade.yml", "-e", f"release_wheel={wheels.broken}", "-e", "vllm_version=0.32.0"
+        )
     assert outcome.status != 0
     assert "9.0.1 is in force again" in outcome.output, outcome.output[-4000:]
     assert host.sh("readlink /opt/llm/current") == "/opt/llm/releases/9.0.1"
+    assert host.sh("readlink /opt/llm/vllm/current") == "/opt/llm/vllm/0.32.1"
     assert set(load.outcomes) == {"whole"}, load.outcomes
     assert well(host)
 
 
 def test_rollback_goes_back_to_the_release_before(host: Host, playbooks: Playbooks) -> None:
-    playbooks.must("rollback.yml", "-e", "rollback_to=9.0.0")
-    assert host.sh("readlink /opt/llm/current") == "/opt/llm/releases/9.0.0"
+    playbooks.must("rollback.yml")
+    assert host.sh("readlink /opt/llm/current") == f"/opt/llm/releases/{VERSION}"
     assert well(host)
+    # It is in force already.
+    assert playbooks.must("rollback.yml", "-e", f"rollback_to={VERSION}").changed_tasks() == []
 
 
 def test_everything_comes_back_after_a_reboot(host: Host) -> None:
@@ -263,3 +321,12 @@ def test_uninstall_leaves_the_host_as_it_was(
     models = {one for one in after if one.startswith("file /var/lib/llm/models/")}
     assert models
     assert (sorted(before - after), sorted(after - models - before)) == ([], [])
+
+
+def test_every_command_of_the_manual_was_run(host: Host, playbooks: Playbooks) -> None:
+    written = set(manual.on_the_controller()) - set(manual.NOT_RUN)
+    by_conftest = {"make wheel"}
+    by_test_cluster = {"ansible-playbook -i INV uninstall.yml -e uninstall_models=true"}
+    run = {re.sub(r" -e release_wheel=\S+| -e vllm_version=\S+", "", one) for one in playbooks.commands}
+    run = {re.sub(r"rollback_to=\S+", "rollback_to=VERSION", one) for one in run}
+    assert written - run - by_conftest - by_test_cluster == set()
