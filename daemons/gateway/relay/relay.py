@@ -232,7 +232,7 @@ class Relay:
             self._write_end()
         else:
             body = self._collected[0] if len(self._collected) == 1 else b"".join(self._collected)
-            self._scan.feed(body)
+            self._scan.feed(body, last=True)
             self._observer.first(self.first_at - self.sent_at)
             self.opened = self.answered = True
             self._write(self._plain_head(b"Content-Length: %d\r\n" % len(body)) + body)

@@ -18,6 +18,7 @@ MAX_EVENT = 16 * 1024 * 1024
 USAGE_KEY = b',"usage":{'
 _USAGE = re.compile(rb',"usage":(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _EMPTY_CHOICES = b'"choices":[]'
+_BRACE = ord("{")
 
 
 class TokenCounts(msgspec.Struct, frozen=True):
@@ -232,15 +233,21 @@ class UsageScan:
         self._tail = b""
         self._raw = b""
 
-    def feed(self, data: bytes) -> None:
-        """Look at the next piece."""
+    def feed(self, data: bytes, *, last: bool = False) -> None:
+        """Look at the next piece; nothing follows the `last` one."""
         window = self._tail + data if self._tail else data
-        at = window.rfind(b'"usage":{')
-        if at >= 0:
-            match = _ANY_USAGE.match(window, at)
+        before, key, after = window.rpartition(b'"usage":{')
+        if key:
+            # Most often it holds numbers alone; else what is nested in it has to be counted.
+            flat = after[: after.find(b"}") + 1]
+            match = None
+            if _BRACE in flat or not flat:
+                match = _ANY_USAGE.match(window, len(before))
             if match is not None:
                 self._raw = match.group(1)
-        self._tail = window[-self._OVERLAP :]
+            elif flat and _BRACE not in flat:
+                self._raw = b"{" + flat
+        self._tail = b"" if last else window[-self._OVERLAP :]
 
     def usage(self) -> TokenCounts | None:
         """The counts found."""

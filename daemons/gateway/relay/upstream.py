@@ -123,7 +123,8 @@ class EngineConnection(asyncio.Protocol):
             self._shortcut = sink.shortcut() if body.aligned else None
 
     def _receive_head(self, data: bytes, sink: Sink) -> None:
-        data = self._head + data
+        if self._head:
+            data = self._head + data
         end = data.find(b"\r\n\r\n")
         if end < 0:
             if len(data) > MAX_HEAD:
@@ -140,6 +141,9 @@ class EngineConnection(asyncio.Protocol):
                 self._receive_head(rest, sink)
             return
         self._keep_alive = head.keep_alive
+        if rest and len(rest) == head.length:
+            self._receive_whole(head, rest, sink)
+            return
         body = ChunkedBody() if head.length is None else LengthBody(head.length)
         self._body = body
         payload = body.feed(rest) if rest else b""
@@ -148,6 +152,13 @@ class EngineConnection(asyncio.Protocol):
             sink.body_received(payload, body.done)
         if body.done:
             self._finish()
+
+    def _receive_whole(self, head: ResponseHead, body: bytes, sink: Sink) -> None:
+        """The common answer in one piece, which came with its head."""
+        sink.response_began(head)
+        if self._sink is not None:
+            sink.body_received(body, True)
+        self._finish()
 
     def _finish(self) -> None:
         sink, self._sink, self._body = self._sink, None, None
