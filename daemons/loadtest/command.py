@@ -2,7 +2,9 @@
 
 import argparse
 import asyncio
+import os
 import sys
+from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from daemons.loadtest.load.plan import Plan, Poisson
 from daemons.loadtest.measure.capacity import Capacity, Probe, find_capacity
 from daemons.loadtest.measure.compare import Comparison, compare, load_result
 from daemons.loadtest.measure.results import Result
+from daemons.loadtest.measure.saved import saved
 from daemons.loadtest.options import build_plan
 from daemons.loadtest.report.live import LiveDisplay, PlainLines
 from daemons.loadtest.report.page import render_page
@@ -49,11 +52,9 @@ def run(args: argparse.Namespace) -> int:
 
 async def _run(args: argparse.Namespace) -> int:
     plan = build_plan(args)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
     baseline = load_result(args.compare) if args.compare is not None else None
-    for path in (args.json, args.html):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise Fatal(f"{path}: there is no folder {path.absolute().parent}", EXIT_CONFIG)
+    _check_outputs([path for path in (args.json, args.html) if path is not None])
     job = await _prepare(args, plan, console)
     observer = _observer(args, console)
     capacity: Capacity | None = None
@@ -69,7 +70,20 @@ async def _run(args: argparse.Namespace) -> int:
     if capacity is not None:
         print_capacity(console, capacity)
     _save(args, result, comparison, capacity)
+    for path in (args.json, args.html):
+        if path is not None:
+            console.print(f"Saved {path}", soft_wrap=True)
     return exit_status(result, comparison, capacity)
+
+
+def _check_outputs(paths: Sequence[Path]) -> None:
+    """Say before the run, not after it, that its result could not be saved."""
+    for path in paths:
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise Fatal(f"{path}: there is no folder {folder}", EXIT_CONFIG)
+        if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+            raise Fatal(f"{path}: cannot be written; name a file in a folder that is yours", EXIT_CONFIG)
 
 
 async def _prepare(args: argparse.Namespace, plan: Plan, console: Console) -> Job:
@@ -97,9 +111,14 @@ async def _search(
     if not isinstance(plan.load, Poisson):
         raise Fatal("--find-capacity searches the rate of Poisson arrivals; leave --shape out", EXIT_CONFIG)
 
+    left = plan.budget
+
     async def probe(rate: float) -> Result:
+        nonlocal left
         load = plan.load.model_copy(update={"rate": rate})
-        return await conduct(job, plan.model_copy(update={"load": load}), observer)
+        result = await conduct(job, plan.model_copy(update={"load": load, "budget": left}), observer)
+        left = left.less(result.sent_requests, result.used_tokens)
+        return result
 
     def report(probe: Probe) -> None:
         console.print(f"{probe.rate:.3f} requests/s: {probe.verdict}: {probe.why}")
@@ -117,7 +136,7 @@ def _save(
     args: argparse.Namespace, result: Result, comparison: Comparison | None, capacity: Capacity | None
 ) -> None:
     if args.json is not None:
-        _write(args.json, msgspec.json.encode(result))
+        _write(args.json, msgspec.json.encode(saved(result, comparison, capacity)))
     if args.html is not None:
         _write(args.html, render_page(result, comparison, capacity).encode())
 
@@ -133,14 +152,14 @@ def exit_status(
     result: Result, comparison: Comparison | None = None, capacity: Capacity | None = None
 ) -> Exit:
     """The status of a finished command."""
-    if result.stopped_by == "asked":
-        return Exit.INTERRUPTED
-    if result.stopped_by == "target died" or (result.overall.requests and not result.overall.ok):
-        return Exit.TARGET_GONE
-    if not result.valid:
-        return Exit.INVALID
-    if capacity is not None:
-        return Exit.DONE if capacity.low is not None else Exit.MISSED
-    if not result.objectives_met:
-        return Exit.MISSED
-    return Exit.WORSE if comparison is not None and comparison.regressed else Exit.DONE
+    last = capacity.probes[-1].result if capacity is not None else result
+    missed = capacity.low is None if capacity is not None else not result.objectives_met
+    found = (
+        (last.stopped_by == "asked", Exit.INTERRUPTED),
+        (result.stopped_by == "target died" or result.overall.unanswered, Exit.TARGET_GONE),
+        (set(result.overall.outcomes) - {"cancelled"} and not result.overall.ok, Exit.MISSED),
+        (not result.valid, Exit.INVALID),
+        (missed, Exit.MISSED),
+        (comparison is not None and comparison.regressed, Exit.WORSE),
+    )
+    return next((status for holds, status in found if holds), Exit.DONE)

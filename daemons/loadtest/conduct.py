@@ -15,6 +15,7 @@ import msgspec
 
 from daemons.loadtest.client.connection import Target
 from daemons.loadtest.client.frames import (
+    Command,
     Failed,
     Finished,
     FrameBuffer,
@@ -36,6 +37,8 @@ from daemons.runtime.errors import Fatal
 from daemons.runtime.notify import child_environment
 
 _READ = 1 << 18
+_MANY = 50_000
+"""Requests whose result takes more than a moment."""
 _GRACE = 5.0
 """Seconds the generator has to report after it was told to end at once."""
 
@@ -51,6 +54,9 @@ class Observer(Protocol):
 
     def end(self) -> None:
         """The run is over."""
+
+    def note(self, text: str) -> None:
+        """Something that takes a while is under way."""
 
 
 class Job(msgspec.Struct, kw_only=True):
@@ -90,7 +96,7 @@ class _Run:
     def _take(self, report: Report) -> None:
         measured = self.measured
         if isinstance(report, Ready):
-            measured.types, self.epoch = report.types, report.epoch
+            measured.types, self.epoch, measured.notes = report.types, report.epoch, report.notes
             self._observer.begin(report.types)
         elif isinstance(report, Progress):
             new = Records()
@@ -98,6 +104,8 @@ class _Run:
             measured.records.extend(report.records)
             measured.loop_lags.frombytes(report.loop_lags)
             measured.gauges.append(Gauge(report.at, report.in_flight, report.backlog, report.cpu_seconds))
+            for outcome, reason in report.reasons.items():
+                measured.reasons.setdefault(outcome, reason)
             self._observer.progress(new, report)
         elif isinstance(report, Finished):
             measured.stopped_by = report.reason
@@ -109,7 +117,8 @@ class _Run:
 async def conduct(job: Job, plan: Plan, observer: Observer) -> Result:
     """Run `plan` against `job`'s target and return the result.
 
-    SIGINT once lets what is in flight end, twice or SIGTERM ends it at once; either way there is a result.
+    SIGINT once lets what is in flight end, twice or SIGTERM ends it at once; either way there is a result,
+    which says that it was asked for even when the signal came while the result was made.
 
     Raises:
         Fatal: the workload cannot be made, or the generator was lost.
@@ -125,9 +134,9 @@ async def conduct(job: Job, plan: Plan, observer: Observer) -> Result:
         env=child_environment(),
         start_new_session=True,
     )
-    scraping = asyncio.create_task(scraper.run())
-    try:
-        with _obeying(process):
+    with _obeying(process) as asked:
+        scraping = asyncio.create_task(scraper.run())
+        try:
             order = Order(
                 target=job.target,
                 plan=plan.model_dump_json(),
@@ -138,19 +147,22 @@ async def conduct(job: Job, plan: Plan, observer: Observer) -> Result:
             assert process.stdin is not None  # noqa: S101 - asked for above
             process.stdin.write(encode(order))
             await _collect(process, run)
-    finally:
-        scraping.cancel()
-        await asyncio.gather(scraping, return_exceptions=True)
-        observer.end()
-        await _reap(process)
-    if not run.measured.stopped_by:
-        raise Fatal(f"the load generator ended unexpectedly (exit status {process.returncode})")
-    if job.sources:
+        finally:
+            scraping.cancel()
+            await asyncio.gather(scraping, return_exceptions=True)
+            observer.end()
+            await _reap(process)
+        if not run.measured.stopped_by:
+            raise Fatal(f"the load generator ended unexpectedly (exit status {process.returncode})")
+        if len(run.measured.records) > _MANY:
+            observer.note("The load is over; its result is being worked out.")
         await scraper.last()
-    result = await asyncio.to_thread(analyse, run.measured)
-    snapshots = scraper.rebase(run.epoch)
-    result.attribution = attribute(snapshots, scraper.problems, run.measured.records, result.window)
-    return result
+        result = await asyncio.to_thread(analyse, run.measured)
+        snapshots = scraper.rebase(run.epoch)
+        result.attribution = attribute(snapshots, scraper.problems, run.measured.records, result.window)
+        if asked.is_set():
+            result.stopped_by = "asked"
+        return result
 
 
 async def _collect(process: asyncio.subprocess.Process, run: _Run) -> None:
@@ -161,28 +173,27 @@ async def _collect(process: asyncio.subprocess.Process, run: _Run) -> None:
 
 
 @contextlib.contextmanager
-def _obeying(process: asyncio.subprocess.Process) -> Iterator[None]:
-    """Turn the operator's signals into commands for the generator."""
+def _obeying(process: asyncio.subprocess.Process) -> Iterator[asyncio.Event]:
+    """Turn the operator's signals into commands for the generator; the event is set when one came."""
     loop = asyncio.get_running_loop()
-    asked = 0
+    asked = asyncio.Event()
 
-    def on_interrupt() -> None:
-        nonlocal asked
-        asked += 1
-        _command(process, "drain" if asked == 1 else "cut")
+    def obey(command: Command) -> None:
+        _command(process, "cut" if asked.is_set() else command)
+        asked.set()
 
-    loop.add_signal_handler(signal.SIGINT, on_interrupt)
-    loop.add_signal_handler(signal.SIGTERM, _command, process, "cut")
+    loop.add_signal_handler(signal.SIGINT, obey, "drain")
+    loop.add_signal_handler(signal.SIGTERM, obey, "cut")
     try:
-        yield
+        yield asked
     finally:
         loop.remove_signal_handler(signal.SIGINT)
         loop.remove_signal_handler(signal.SIGTERM)
 
 
-def _command(process: asyncio.subprocess.Process, command: str) -> None:
+def _command(process: asyncio.subprocess.Process, command: Command) -> None:
     if process.stdin is not None and not process.stdin.is_closing():
-        process.stdin.write(encode("cut" if command == "cut" else "drain"))
+        process.stdin.write(encode(command))
 
 
 async def _reap(process: asyncio.subprocess.Process) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from daemons.loadtest.load.plan import Plan
+from daemons.loadtest.load.plan import Plan, Trace
 from daemons.loadtest.measure.scrape import KINDS, Kind, Source
 from daemons.runtime import settings
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
@@ -72,6 +72,8 @@ def _steps(text: str) -> list[dict[str, float]]:
 
 
 def _length(text: str) -> int | str:
+    if not re.fullmatch(r"[1-9]\d*(\.\.[1-9]\d*)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: write it like 128 or 50..200")
     return int(text) if text.isdecimal() else text
 
 
@@ -158,7 +160,7 @@ def build_plan(args: argparse.Namespace) -> Plan:
     data: dict[str, Any] = {}
     if args.plan is not None:
         plan = settings.load(args.plan, Plan)
-        data = _beside(args.plan.parent, plan).model_dump()
+        data = _beside(args.plan.parent, plan).model_dump(exclude_unset=True)
     for name in ("model", "duration", "requests", "warmup", "max_lag", "seed"):
         if getattr(args, name) is not None:
             data[name] = getattr(args, name)
@@ -178,10 +180,24 @@ def build_plan(args: argparse.Namespace) -> Plan:
         return Plan.model_validate(data)
     except ValidationError as error:
         faults = (
-            f"{'.'.join(map(str, item['loc'])) or 'plan'}: {item['msg'].removeprefix('Value error, ')}"
+            f"{_place(item['loc'])}: {item['msg'].removeprefix('Value error, ')}"
             for item in error.errors(include_url=False, include_input=False)
         )
         raise Fatal("\n".join(faults), EXIT_CONFIG) from None
+
+
+_OPTIONS = {
+    "rate": "--rate", "to_rate": "--to-rate", "from_rate": "--rate", "steps": "--steps", "file": "--trace",
+    "burstiness": "--burstiness", "concurrency": "--concurrency", "speed": "--speed",
+    "duration": "--duration", "requests": "--requests",
+}  # fmt: skip
+
+
+def _place(where: tuple[int | str, ...]) -> str:
+    """A fault's place in the plan, with the option that sets it where there is one."""
+    text = ".".join(map(str, where)) or "plan"
+    option = _OPTIONS.get(str(where[-1])) if where else None
+    return f"{text} ({option})" if option else text
 
 
 def _change(data: dict[str, Any], key: str, changes: Mapping[str, Any]) -> None:
@@ -192,11 +208,12 @@ def _change(data: dict[str, Any], key: str, changes: Mapping[str, Any]) -> None:
 
 def _beside(folder: Path, plan: Plan) -> Plan:
     """Files named in a plan lie beside it unless their path is absolute."""
-    keys = [key.model_copy(update={"file": folder / key.file}) for key in plan.keys]
-    load = plan.load
-    if load.shape == "trace":
-        load = load.model_copy(update={"file": folder / load.file})
-    return plan.model_copy(update={"keys": keys, "load": load})
+    beside: dict[str, Any] = {}
+    if plan.keys:
+        beside["keys"] = [key.model_copy(update={"file": folder / key.file}) for key in plan.keys]
+    if isinstance(plan.load, Trace):
+        beside["load"] = plan.load.model_copy(update={"file": folder / plan.load.file})
+    return plan.model_copy(update=beside)
 
 
 def _load(args: argparse.Namespace, planned: Mapping[str, Any] | None) -> dict[str, Any] | None:

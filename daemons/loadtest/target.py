@@ -2,8 +2,10 @@
 
 import asyncio
 import ipaddress
+import os
+import re
 from collections.abc import Sequence
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import aiohttp
 import msgspec
@@ -12,6 +14,8 @@ from daemons.loadtest.client.connection import Target
 from daemons.loadtest.measure.scrape import Kind, Source
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
 
+_GONE = 4
+"""Exit status: nothing to load."""
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 _GLANCE = aiohttp.ClientTimeout(total=1)
 _STANDARD_PORTS: tuple[tuple[Kind, int], ...] = (
@@ -20,6 +24,9 @@ _STANDARD_PORTS: tuple[tuple[Kind, int], ...] = (
     *(("engine", port) for port in range(9110, 9118)),
 )
 _SIGNS: dict[Kind, str] = {"gateway": "llm_gateway_", "engine": "vllm:", "gpu": "gpu_"}
+
+
+_HOST = re.compile(r"[^\s/]+")
 
 
 class _Model(msgspec.Struct):
@@ -36,24 +43,28 @@ def parse_target(url: str) -> Target:
     Raises:
         Fatal: it names no single host, or carries more than an address.
     """
-    parts = urlsplit(url)
+    shown = url.rpartition("@")[2]  # a key may have been put there
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise Fatal(f"--url {shown}: {error}", EXIT_CONFIG) from None
     if parts.scheme == "unix" and parts.path and not parts.netloc:
         return Target(host="localhost", port=80, unix_path=unquote(parts.path))
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not _HOST.fullmatch(parts.hostname):
         raise Fatal(
-            f"--url {url}: name the target in full, as in http://localhost:8080 or unix:///run/x.sock",
+            f"--url {shown}: name the target in full, as in http://localhost:8080 or unix:///run/x.sock",
             EXIT_CONFIG,
         )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise Fatal("--url takes an address only; an API key goes in a file (--key-file)", EXIT_CONFIG)
     if _is_wildcard(parts.hostname):
-        raise Fatal(f"--url {url}: {parts.hostname} is no host; name the one to load", EXIT_CONFIG)
+        raise Fatal(f"--url {shown}: {parts.hostname} is no host; name the one to load", EXIT_CONFIG)
+    if port == 0:
+        raise Fatal(f"--url {shown}: 0 is no port to load; name the one that is listened on", EXIT_CONFIG)
     tls = parts.scheme == "https"
-    try:
-        port = parts.port or (443 if tls else 80)
-    except ValueError:
-        raise Fatal(f"--url {url}: the port is no number from 1 to 65535", EXIT_CONFIG) from None
-    base = parts.path.rstrip("/").removesuffix("/v1")
+    port = port or (443 if tls else 80)
+    base = quote(parts.path.rstrip("/").removesuffix("/v1"), safe="/%:@!$&'()*+,;=~")
     return Target(host=parts.hostname, port=port, tls=tls, base_path=base)
 
 
@@ -95,9 +106,9 @@ async def served_model(target: Target, secret: str, wanted: str | None) -> str:
             session.get(_url(target, "/v1/models"), headers=headers, allow_redirects=False) as response,
         ):
             status, body = response.status, await response.read()
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+    except (aiohttp.ClientError, OSError, TimeoutError, UnicodeError) as error:
         where = target.unix_path or f"{target.host}:{target.port}"
-        raise Fatal(f"no answer from {where} ({type(error).__name__}): is the target running?", 4) from None
+        raise Fatal(f"no answer from {where}: {_reason(error)}", _GONE) from None
     if status in {401, 403}:
         raise Fatal(
             f"the target refuses the API key ({status}): give a valid one with --key-file", EXIT_CONFIG
@@ -105,11 +116,30 @@ async def served_model(target: Target, secret: str, wanted: str | None) -> str:
     if wanted is not None:
         return wanted
     try:
-        return msgspec.json.decode(body, type=_Models).data[0].id
+        listed = msgspec.json.decode(body, type=_Models).data[0].id
     except (msgspec.MsgspecError, IndexError):
-        raise Fatal(
-            f"the target lists no model ({status} from /v1/models): name one with --model", 4
-        ) from None
+        listed = ""
+    if not listed.isprintable() or not listed:
+        raise Fatal(f"the target lists no model ({status} from /v1/models): name one with --model", _GONE)
+    return listed
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return (
+            f"its certificate is not trusted ({error.certificate_error}); name the authority that signed it "
+            "with SSL_CERT_FILE=FILE"
+        )
+    if isinstance(error, aiohttp.ClientSSLError):
+        return "it does not speak TLS; is it http:// instead of https://?"
+    if isinstance(error, aiohttp.ClientConnectorDNSError | UnicodeError):
+        return "there is no host of that name"
+    if isinstance(error, TimeoutError):
+        return f"nothing came for {_TIMEOUT.total:g} s"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number = error.os_error.errno
+        return f"{os.strerror(number) if number else error.os_error}: is the target running?"
+    return f"what answers there is no HTTP server of this API ({type(error).__name__})"
 
 
 async def discover(target: Target) -> Sequence[Source]:

@@ -13,7 +13,6 @@ class _Delta(msgspec.Struct):
 class _Choice(msgspec.Struct):
     delta: _Delta | None = None
     text: str | None = None
-    finish_reason: str | None = None
 
 
 class _Details(msgspec.Struct):
@@ -58,12 +57,18 @@ class Answer(msgspec.Struct):
         """Whether it is an error in place of an answer."""
         return self.error is not None and self.error != b"null"
 
-    @property
-    def finished(self) -> bool:
-        """Whether it states how the answer ended."""
-        return any(choice.finish_reason is not None for choice in self.choices)
+
+class _Error(msgspec.Struct):
+    message: str = ""
 
 
+class _Refusal(msgspec.Struct):
+    error: _Error | str | None = None
+    detail: str | None = None
+    message: str | None = None
+
+
+_REASON_CHARS = 300
 _decode = msgspec.json.Decoder(Answer).decode
 
 
@@ -73,3 +78,14 @@ def decode_answer(data: bytes) -> Answer | None:
         return _decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
+
+
+def reason_in(body: bytes) -> str:
+    """What an error's body says, in one short line: its message where it has the API's form."""
+    try:
+        refusal = msgspec.json.decode(body, type=_Refusal)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        refusal = _Refusal()
+    error = refusal.error.message if isinstance(refusal.error, _Error) else refusal.error
+    text = error or refusal.message or refusal.detail or body[: 4 * _REASON_CHARS].decode("utf-8", "replace")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_REASON_CHARS]

@@ -1,6 +1,7 @@
 """Connections to the target: one asyncio protocol each, kept alive and reused, no coroutine per request."""
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -52,9 +53,11 @@ class Connection(asyncio.Protocol):
     def send(self, exchange: Exchange, head_and_body: tuple[bytes, bytes]) -> None:
         """Begin `exchange`; the connection must be idle."""
         transport = self._transport
-        assert transport is not None  # noqa: S101 - idle connections are connected
         self._exchange = exchange
         self._parser.reset()
+        if transport is None:  # closed by the server as soon as it was made
+            self._end(Outcome.RESET)
+            return
         if exchange.request.bytes_per_second:
             sock = transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SLOW_RECEIVE_BUFFER)
@@ -70,15 +73,16 @@ class Connection(asyncio.Protocol):
         exchange.touched = now
         try:
             pieces = parser.feed(data)
-        except ProtocolError:
+            if parser.event_stream and parser.status == 200:
+                for piece in pieces:
+                    exchange.on_event_bytes(piece, now)
+            else:
+                for piece in pieces:
+                    exchange.on_body_bytes(piece)
+        except ProtocolError as error:
+            exchange.reason = str(error)
             self._end(Outcome.MALFORMED)
             return
-        if parser.event_stream and parser.status == 200:
-            for piece in pieces:
-                exchange.on_event_bytes(piece, now)
-        else:
-            for piece in pieces:
-                exchange.on_body_bytes(piece)
         if parser.complete:
             self._end(exchange.outcome(parser.status, event_stream=parser.event_stream))
         elif exchange.request.cancel_after and exchange.events >= exchange.request.cancel_after:
@@ -189,10 +193,14 @@ class Pool:
                     _, made = await self.loop.create_connection(
                         lambda: Connection(self), target.host, target.port, ssl=self._ssl
                     )
-        except (OSError, TimeoutError):
+        except TimeoutError:
+            exchange.reason = f"no connection within {self._timeout:g} s"
             self.finish(exchange, Outcome.CONNECT_FAILED, 0)
-            return
-        self._send_on(made, exchange)
+        except (OSError, UnicodeError) as error:
+            exchange.reason = _plain(error)
+            self.finish(exchange, Outcome.CONNECT_FAILED, 0)
+        else:
+            self._send_on(made, exchange)
 
     def release(self, connection: Connection) -> None:
         """Take back a connection that is idle again."""
@@ -221,6 +229,11 @@ class Pool:
         """Close the idle connections."""
         while self._idle:
             self._idle.pop().close()
+
+
+def _plain(error: Exception) -> str:
+    number = error.errno if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
+    return os.strerror(number) if number and number > 0 else str(error)
 
 
 def _head_template(target: Target, secret: str) -> tuple[bytes, bytes]:

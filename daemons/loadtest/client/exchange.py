@@ -3,11 +3,13 @@
 from array import array
 from math import nan
 
-from daemons.loadtest.client.answers import Answer, Usage, decode_answer
+from daemons.loadtest.client.answers import Answer, Usage, decode_answer, reason_in
 from daemons.loadtest.client.records import Outcome, Record
-from daemons.loadtest.client.wire import EventParser
+from daemons.loadtest.client.wire import EventParser, ProtocolError
 from daemons.loadtest.load.sessions import Request, Session
 
+MOST_BODY = 64 << 20
+"""Bytes of an answer that is read whole."""
 _STATUS_OUTCOMES = {
     401: Outcome.UNAUTHORISED,
     403: Outcome.UNAUTHORISED,
@@ -30,6 +32,7 @@ class Exchange:
         intended: when the load says it begins.
         due: when the generator could have sent it.
         touched: when the last byte arrived, or it was sent.
+        reason: why it failed, as the target or the system put it.
     """
 
     __slots__ = (
@@ -44,6 +47,7 @@ class Exchange:
         "_usage",
         "due",
         "intended",
+        "reason",
         "redialled",
         "request",
         "sent",
@@ -58,8 +62,9 @@ class Exchange:
         self.due = due
         self.sent = self.touched = now
         self.redialled = False
+        self.reason = ""
         self._events = EventParser()
-        self._body = b""
+        self._body = bytearray()
         self._first = self._last = nan
         self._gaps: array[float] = array("f")
         self._usage: Usage | None = None
@@ -80,6 +85,7 @@ class Exchange:
             answer = decode_answer(data)
             if answer is None or answer.failed:
                 self._error = True
+                self.reason = reason_in(data)
             else:
                 self._on_answer(answer, now)
 
@@ -96,20 +102,30 @@ class Exchange:
         self._tokens_seen += 1
 
     def on_body_bytes(self, piece: bytes) -> None:
-        """Take a piece of a body that is no event stream."""
+        """Take a piece of a body that is no event stream.
+
+        Raises:
+            ProtocolError: it grows beyond anything that is an answer.
+        """
         self._body += piece
+        if len(self._body) > MOST_BODY:
+            raise ProtocolError("an answer without end")
 
     def outcome(self, status: int, *, event_stream: bool) -> Outcome:
         """How a response that arrived whole is to be counted."""
+        body = bytes(self._body)
         if status != 200:
+            self.reason = f"{status} {reason_in(body)}".rstrip()
             return outcome_of_status(status)
         if not self.request.stream:
-            answer = decode_answer(self._body)
+            answer = decode_answer(body)
             if answer is None or answer.failed:
+                self.reason = reason_in(body)
                 return Outcome.MALFORMED
             self._usage = answer.usage
             return Outcome.OK
         if not event_stream:
+            self.reason = "the answer is no event stream, though one was asked for"
             return Outcome.MALFORMED
         if self._error:
             return Outcome.ERROR_EVENT

@@ -25,6 +25,8 @@ class Ready(msgspec.Struct, tag="ready", kw_only=True):
     types: list[str]
     epoch: float
     """Unix time of the run's start."""
+    notes: list[str] = []
+    """What is to be known about the workload."""
 
 
 class Progress(msgspec.Struct, tag="progress", kw_only=True):
@@ -36,11 +38,14 @@ class Progress(msgspec.Struct, tag="progress", kw_only=True):
     backlog: int
     """Due, but waiting for a free client."""
     sent: int
-    events: int
+    tokens: float
+    """Output tokens that have come, those of unfinished streams estimated from their events."""
     cpu_seconds: float
     loop_lags: bytes
     """How late the event loop ran its regular probe, seconds, as an array of floats."""
     records: dict[str, bytes]
+    reasons: dict[str, str] = {}
+    """By outcome, the first reason that was given for it, where it is new."""
 
 
 StopReason = Literal["complete", "asked", "requests budget", "tokens budget", "target died"]

@@ -15,7 +15,7 @@ from daemons.loadtest.client.connection import Pool, Target
 from daemons.loadtest.client.exchange import Exchange
 from daemons.loadtest.client.frames import Finished, Progress, Ready, Report, StopReason
 from daemons.loadtest.client.records import DEAD, Outcome, Records
-from daemons.loadtest.load.plan import Closed, Plan
+from daemons.loadtest.load.plan import STAGGER, Closed, Plan
 from daemons.loadtest.load.sessions import Request, Session, Workload
 
 REPORT_EVERY = 0.25
@@ -26,8 +26,6 @@ DEAD_AFTER = 3.0
 DEAD_COUNT = 10
 BACK_OFF = 0.1
 """Pause of a closed-loop client after a failure, so that a server that refuses is not hammered."""
-STAGGER = 1.0
-"""Seconds over which the clients of a closed loop begin."""
 TIMER_STEP = 0.001
 """Resolution of uvloop's timers; a shorter delay would spin."""
 
@@ -67,7 +65,12 @@ class Generator:
         self._sending_ended = 0.0
         self._reason: StopReason = "complete"
         self._active = 0  # sessions under way, those that think included
-        self._sent = self._events = self._tokens = self._planned = 0
+        self._secrets = [secret for secret in secrets if secret]
+        self._reasons: dict[str, str] = {}
+        self._known_reasons: set[Outcome] = set()
+        self._sent = self._tokens = self._planned = 0
+        self._output_tokens = 0  # of answers that ended well
+        self._streamed_tokens = self._streamed_events = 0  # of those that were streamed
         self._sent_at = 0.0
         self._alive_at = 0.0
         self._dead_in_row = 0
@@ -76,14 +79,13 @@ class Generator:
     async def run(self) -> None:
         """Send everything, wait for what is in flight, report."""
         self._start = self._alive_at = self._sent_at = perf_counter()
-        self._emit(Ready(types=self._work.types, epoch=time()))
+        self._emit(Ready(types=self._work.types, epoch=time(), notes=self._work.notes))
         background = [asyncio.create_task(self._probe()), asyncio.create_task(self._sweep())]
         if self._work.starts is None:
             if self._plan.requests is None:
-                self._loop.call_later(self._plan.duration, self.drain, "complete")
+                self._loop.call_later(self._plan.seconds, self.drain, "complete")
             clients = self._limit or 1
             for client in range(clients):
-                # Spread over a second: all at once would measure a stampede that no real load is.
                 self._loop.call_later(STAGGER * client / clients, self._first_session)
         else:
             self._tick(self._work.starts)
@@ -207,7 +209,11 @@ class Generator:
         record, gaps = exchange.record(outcome, status, now, self._start)
         self._records.add(record, gaps)
         self._planned -= exchange.request.planned_tokens
-        self._events += exchange.events
+        if outcome is Outcome.OK:
+            self._count(exchange.events, record.output_tokens)
+        elif exchange.reason and outcome not in self._known_reasons:
+            self._known_reasons.add(outcome)
+            self._reasons[outcome.name.lower()] = self._without_secrets(exchange.reason)
         known = record.prompt_tokens >= 0
         self._tokens += (
             record.prompt_tokens + record.output_tokens if known else exchange.request.planned_tokens
@@ -222,6 +228,18 @@ class Generator:
             self._loop.call_later(pause, self._send_next, session, now + pause, now + pause)
         else:
             self._send_next(session, now, now)
+
+    def _count(self, events: int, tokens: int) -> None:
+        tokens = events if tokens < 0 else tokens
+        self._output_tokens += tokens
+        if events:
+            self._streamed_events += events
+            self._streamed_tokens += tokens
+
+    def _without_secrets(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
 
     def _watch_for_death(self, outcome: Outcome, now: float) -> None:
         if outcome not in DEAD:
@@ -247,6 +265,7 @@ class Generator:
                 elif exchange.touched > exchange.sent and now - exchange.touched > limits.stall:
                     self._pool.abort(exchange, Outcome.STALL)
             if not self._more and not self._backlog and now - self._sent_at > limits.drain:
+                self.drain("complete")
                 self.cut()
             if now - reported >= REPORT_EVERY:
                 reported = now
@@ -262,15 +281,19 @@ class Generator:
     def _report(self) -> None:
         records, self._records = self._records, Records()
         lags, self._lags = self._lags, array("f")
+        reasons, self._reasons = self._reasons, {}
+        under_way = sum(exchange.events for exchange in self._pool.under_way)
+        per_event = self._streamed_tokens / self._streamed_events if self._streamed_events else 1.0
         self._emit(
             Progress(
                 at=perf_counter() - self._start,
                 in_flight=len(self._pool.under_way),
                 backlog=len(self._backlog),
                 sent=self._sent,
-                events=self._events,
+                tokens=self._output_tokens + under_way * per_event,
                 cpu_seconds=process_time(),
                 loop_lags=lags.tobytes(),
                 records=dict(records.pack()),
+                reasons=reasons,
             )
         )

@@ -9,6 +9,8 @@ from enum import Enum
 
 _HEAD_LIMIT = 65_536
 _LINE_LIMIT = 4_096
+_EVENT_LIMIT = 16 << 20
+_FRAMING = {b"content-length", b"transfer-encoding"}
 _HEX = re.compile(rb"[0-9A-Fa-f]{1,15}")
 
 
@@ -121,7 +123,10 @@ class ResponseParser:
             name, colon, value = line.partition(b":")
             if not colon:
                 raise ProtocolError("a header line without a colon")
-            headers[name.strip().lower()] = value.strip()
+            name, value = name.strip().lower(), value.strip()
+            if name in _FRAMING and headers.get(name, value) != value:
+                raise ProtocolError("two headers that contradict each other")
+            headers[name] = value
         self._frame(int(code), version, headers)
         return True
 
@@ -224,12 +229,18 @@ class EventParser:
         self._held = b""
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """Take a piece of the body; returns the data of the events that are now complete."""
+        """Take a piece of the body; returns the data of the events that are now complete.
+
+        Raises:
+            ProtocolError: an event has no end.
+        """
         if b"\r" in piece:
             piece = piece.replace(b"\r", b"")
         if self._held:
             piece = self._held + piece
         *events, self._held = piece.split(b"\n\n")
+        if len(self._held) > _EVENT_LIMIT:
+            raise ProtocolError("an event without end")
         found: list[bytes] = []
         for event in events:
             if event.startswith(b"data: ") and b"\n" not in event:

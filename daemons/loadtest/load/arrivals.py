@@ -14,7 +14,7 @@ def arrivals(plan: Plan, rng: random.Random) -> Iterator[float]:
     Raises:
         TypeError: the load has no arrival times of its own (closed loop, trace).
     """
-    load, end = plan.load, plan.duration
+    load, end = plan.load, plan.seconds
     times: Iterator[float]
     if isinstance(load, Constant):
         times = (index / load.rate for index in count())
@@ -23,9 +23,9 @@ def arrivals(plan: Plan, rng: random.Random) -> Iterator[float]:
     elif isinstance(load, Gamma):
         times = gamma(load.rate, load.burstiness, rng)
     elif isinstance(load, Ramp):
-        times = ramp(load.from_rate, load.to_rate, plan.duration, rng)
+        times = ramp(load.from_rate, load.to_rate, plan.seconds, rng)
     elif isinstance(load, Steps):
-        times, end = steps([(s.rate, s.seconds) for s in load.steps], rng), math.inf
+        times, end = steps([(s.rate, s.seconds) for s in load.steps], rng), plan.duration or math.inf
     else:
         raise TypeError(f"a {load.shape} load has no arrival times of its own")
     if plan.requests is not None:

@@ -7,15 +7,22 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from daemons.loadtest.measure.objectives import Objective, parse_objective
 from daemons.runtime.settings import Settings
 
+_DURATION = 60.0
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 
 
-class Length(Settings):
+class _Part(Settings):
+    """Settings whose numbers are finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Length(_Part):
     """A token count, normally distributed and clipped; written as ``100``, ``50..200`` or a mapping."""
 
     mean: float = Field(gt=0)
@@ -45,7 +52,7 @@ class Length(Settings):
         return self
 
 
-class Cancel(Settings):
+class Cancel(_Part):
     """Clients that leave before the answer is complete."""
 
     fraction: float = Field(gt=0, le=1)
@@ -53,14 +60,14 @@ class Cancel(Settings):
     """Streamed events after which the client leaves."""
 
 
-class SlowReader(Settings):
+class SlowReader(_Part):
     """Clients that read slower than the server sends."""
 
     fraction: float = Field(gt=0, le=1)
     bytes_per_second: PositiveInt = 2_000
 
 
-class PromptType(Settings):
+class PromptType(_Part):
     """One kind of request in the mix."""
 
     name: str = Field(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9._-]+$")
@@ -80,8 +87,18 @@ class PromptType(Settings):
     cancel: Cancel | None = None
     slow_reader: SlowReader | None = None
 
+    @model_validator(mode="after")
+    def _cancelled_while_streaming(self) -> "PromptType":
+        if self.cancel is not None and (not self.stream or self.endpoint == "embeddings"):
+            raise ValueError("cancel needs a streamed answer: it counts events")
+        return self
 
-class Closed(Settings):
+
+STAGGER = 1.0
+"""Seconds over which the clients of a closed loop begin: all at once would measure a stampede."""
+
+
+class Closed(_Part):
     """A fixed number of clients, each sending its next request when the last one ended."""
 
     shape: Literal["closed"] = "closed"
@@ -89,7 +106,7 @@ class Closed(Settings):
     think_time: float = Field(default=0, ge=0)
 
 
-class _Open(Settings):
+class _Open(_Part):
     concurrency: PositiveInt | None = None
     """At most so many in flight; what is due meanwhile waits in the client, and that wait counts."""
 
@@ -120,11 +137,11 @@ class Ramp(_Open):
     """A Poisson process whose rate changes linearly over the duration."""
 
     shape: Literal["ramp"] = "ramp"
-    from_rate: float = Field(ge=0)
+    from_rate: float = Field(default=0, ge=0)
     to_rate: PositiveFloat
 
 
-class Step(Settings):
+class Step(_Part):
     """One step of `Steps`."""
 
     rate: PositiveFloat
@@ -155,7 +172,7 @@ class Trace(_Open):
 Load = Annotated[Closed | Constant | Poisson | Gamma | Ramp | Steps | Trace, Field(discriminator="shape")]
 
 
-class Key(Settings):
+class Key(_Part):
     """An API key of the target; the secret stays in its file."""
 
     name: str = Field(min_length=1, max_length=40)
@@ -163,15 +180,19 @@ class Key(Settings):
     weight: PositiveFloat = 1.0
 
 
-class Budget(Settings):
-    """Hard limits of one run; reaching one ends it in an orderly way."""
+class Budget(_Part):
+    """Hard limits of one run or capacity search; reaching one ends it in an orderly way."""
 
-    requests: PositiveInt = 1_000_000
-    tokens: PositiveInt = 100_000_000
+    requests: int = Field(default=1_000_000, ge=0)
+    tokens: int = Field(default=100_000_000, ge=0)
     """Prompt and output tokens, what is in flight counted with its limit."""
 
+    def less(self, requests: int, tokens: int) -> "Budget":
+        """What is left of it."""
+        return Budget(requests=max(0, self.requests - requests), tokens=max(0, self.tokens - tokens))
 
-class Timeouts(Settings):
+
+class Timeouts(_Part):
     """When a request counts as failed."""
 
     connect: PositiveFloat = 5.0
@@ -213,14 +234,14 @@ DEFAULT_MIX = (
 """Small enough for a context of 1,024 tokens."""
 
 
-class Plan(Settings):
+class Plan(_Part):
     """A load test."""
 
     model: str | None = None
     """Model name to ask for; by default the first that the server lists."""
     load: Load = Closed()
-    duration: PositiveFloat = 60.0
-    """Seconds of sending; a trace and steps have their own length."""
+    duration: PositiveFloat | None = None
+    """Seconds of sending: 60 by default; a trace and steps end by themselves, or when this says so."""
     requests: PositiveInt | None = None
     """Send exactly so many instead of sending for `duration`."""
     mix: tuple[PromptType, ...] = Field(default=DEFAULT_MIX, min_length=1)
@@ -262,10 +283,16 @@ class Plan(Settings):
         return self.load.shape in {"closed", "constant", "poisson", "gamma"}
 
     @property
+    def seconds(self) -> float:
+        """Seconds of sending of a load that does not end by itself."""
+        return self.duration if self.duration is not None else _DURATION
+
+    @property
     def sending_seconds(self) -> float | None:
         """Seconds of sending, where the plan says them."""
-        if isinstance(self.load, Steps):
-            return sum(step.seconds for step in self.load.steps)
         if self.requests is not None or isinstance(self.load, Trace):
             return None
-        return self.duration
+        if isinstance(self.load, Steps):
+            whole = sum(step.seconds for step in self.load.steps)
+            return min(whole, self.duration or whole)
+        return self.seconds

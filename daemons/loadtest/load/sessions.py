@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate, islice, takewhile
 
 import msgspec
 
@@ -48,10 +48,18 @@ class Workload:
     Attributes:
         types: names of the prompt types, in the order of their indexes.
         starts: intended starts in seconds; None for a closed loop.
+        notes: what the reader of the result should know about it.
     """
 
-    def __init__(self, types: list[str], starts: Iterator[float] | None, sessions: Iterator[Session]) -> None:
+    def __init__(
+        self,
+        types: list[str],
+        starts: Iterator[float] | None,
+        sessions: Iterator[Session],
+        notes: Sequence[str] = (),
+    ) -> None:
         self.types = types
+        self.notes = list(notes)
         self.starts = starts
         self.sessions = sessions
 
@@ -75,6 +83,12 @@ def workload(plan: Plan, model: str, nonce: str) -> Workload:
     return Workload([kind.name for kind in plan.mix], starts, sessions)
 
 
+def _skipped(trace: TraceFile) -> list[str]:
+    if not trace.skipped:
+        return []
+    return [f"{trace.skipped} entries of the trace were left out: recorded without a question or an answer"]
+
+
 def _chooser(weights: Sequence[float], rng: random.Random) -> Callable[[], int]:
     if len(weights) == 1:
         return lambda: 0
@@ -89,6 +103,7 @@ class _Maker:
         self._rng = random.Random(plan.seed)  # noqa: S311 - reproducible, not secret
         self._prompts = Prompts(plan.seed, nonce)
         self._model = model
+        self._duration = plan.duration
         self._pick_key = _chooser([key.weight for key in plan.keys] or [1.0], self._rng)
 
     def mixed(self, mix: Sequence[PromptType]) -> Iterator[Session]:
@@ -138,9 +153,9 @@ class _Maker:
         """The rows of a trace with times."""
         types = sorted({row.type for row in trace.rows})
         indexes = {name: index for index, name in enumerate(types)}
-        starts = (row.at / load.speed for row in trace.rows)
+        starts = self._in_time(row.at / load.speed for row in trace.rows)
         sessions = (iter((self._of_row(row, indexes[row.type], load),)) for row in trace.rows)
-        return Workload(types, starts, sessions)
+        return Workload(types, starts, sessions, _skipped(trace))
 
     def _of_row(self, row: Row, index: int, load: Trace) -> Request:
         if row.blocks:
@@ -160,8 +175,12 @@ class _Maker:
     def conversations(self, load: Trace, trace: TraceFile) -> Workload:
         """Recorded conversations, as sessions of several turns."""
         sessions = (self._turns(conversation, load) for conversation in trace.conversations)
-        starts = islice(poisson(load.rate or 1.0, self._rng), len(trace.conversations))
-        return Workload(["first-turn", "later-turns"], starts, sessions)
+        starts = self._in_time(islice(poisson(load.rate or 1.0, self._rng), len(trace.conversations)))
+        return Workload(["first-turn", "later-turns"], starts, sessions, _skipped(trace))
+
+    def _in_time(self, starts: Iterator[float]) -> Iterator[float]:
+        end = self._duration
+        return starts if end is None else takewhile(lambda at: at < end, starts)
 
     def _turns(self, conversation: Conversation, load: Trace) -> Session:
         """Each turn carries the recorded answers so far: a run does not depend on what a model says."""

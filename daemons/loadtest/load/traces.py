@@ -7,13 +7,18 @@ lines with prefix hashes, arXiv:2407.00079), ShareGPT (JSON conversations).
 import csv
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import msgspec
 
 from daemons.runtime.errors import EXIT_CONFIG, Fatal, describe_os_error
 
+_HEAD = 4096
+"""Characters that show a trace's format."""
+MOST_TOKENS = 10_000_000
+"""More than any model's context: a length above it is an error in the file."""
 MOONCAKE_BLOCK = 512
 """Tokens a hash of a Mooncake trace stands for."""
 Format = Literal["burstgpt", "azure", "mooncake", "sharegpt"]
@@ -47,37 +52,37 @@ class TraceFile(msgspec.Struct, frozen=True):
 
 
 def read_trace(path: Path, format_: Literal["auto"] | Format, limit: int) -> TraceFile:
-    """Read at most `limit` requests or conversations of the trace at `path`.
+    """Read at most `limit` requests or conversations of the trace at `path`, and no more than that takes.
 
     Raises:
         Fatal: the file cannot be read, or is in none of the formats; with the line where it breaks.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return parse_trace(file, format_, limit)
     except UnicodeDecodeError:
         raise Fatal(f"{path}: expected text in UTF-8", EXIT_CONFIG) from None
     except OSError as error:
         raise Fatal(describe_os_error(error, "read the trace"), EXIT_CONFIG) from None
-    try:
-        return parse_trace(text, format_, limit)
     except ValueError as error:
         raise Fatal(f"{path}: {error}", EXIT_CONFIG) from None
 
 
-def parse_trace(text: str, format_: Literal["auto"] | Format, limit: int) -> TraceFile:
-    """`read_trace` for text already read.
+def parse_trace(file: TextIO, format_: Literal["auto"] | Format, limit: int) -> TraceFile:
+    """`read_trace` for a file that is open.
 
     Raises:
         ValueError: the text is in none of the formats, or breaks its own.
     """
-    found = detect_format(text) if format_ == "auto" else format_
+    found = detect_format(file.read(_HEAD)) if format_ == "auto" else format_
+    file.seek(0)
     if found == "sharegpt":
-        return _sharegpt(text, limit)
+        return _sharegpt(file, limit)
     parse = _TIMED[found]
     rows: list[Row] = []
     skipped = 0
     try:
-        for row in parse(text):
+        for row in parse(file):
             if len(rows) >= limit:
                 break
             if row is None:
@@ -95,12 +100,12 @@ def parse_trace(text: str, format_: Literal["auto"] | Format, limit: int) -> Tra
 
 
 def detect_format(text: str) -> Format:
-    """The format of a trace, by its first line.
+    """The format of a trace, by its beginning.
 
     Raises:
         ValueError: it is none that is known.
     """
-    head = text.lstrip()[:4096].splitlines()[:1]
+    head = text.lstrip().splitlines()[:1]
     line = head[0] if head else ""
     if line.startswith("["):
         return "sharegpt"
@@ -114,8 +119,8 @@ def detect_format(text: str) -> Format:
     raise ValueError("not a BurstGPT, Azure, Mooncake or ShareGPT trace (name its format if it is)")
 
 
-def _csv(text: str, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(text.splitlines())
+def _csv(file: TextIO, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    reader = csv.DictReader(file)
     reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
     missing = set(needed) - set(reader.fieldnames)
     if missing:
@@ -124,16 +129,18 @@ def _csv(text: str, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, st
         yield reader.line_num, {k: v for k, v in row.items() if isinstance(k, str) and isinstance(v, str)}
 
 
-def _at_line(line: int, make: Callable[[], Row | None]) -> Row | None:
+def _at_line(line: int, make: Callable[[], Row]) -> Row | None:
     try:
         row = make()
-    except (KeyError, ValueError, OverflowError) as error:
+    except (KeyError, ValueError, OverflowError, msgspec.MsgspecError) as error:
         raise ValueError(f"line {line}: {error}") from None
-    return row if row is not None and row.prompt_tokens > 0 and row.output_tokens > 0 else None
+    if not isfinite(row.at) or max(row.prompt_tokens, row.output_tokens) > MOST_TOKENS:
+        raise ValueError(f"line {line}: a time or a length that cannot be")
+    return row if row.prompt_tokens > 0 and row.output_tokens > 0 else None
 
 
-def _burstgpt(text: str) -> Iterator[Row | None]:
-    for line, row in _csv(text, ("timestamp", "request tokens", "response tokens")):
+def _burstgpt(file: TextIO) -> Iterator[Row | None]:
+    for line, row in _csv(file, ("timestamp", "request tokens", "response tokens")):
         yield _at_line(
             line,
             lambda row=row: Row(  # type: ignore[misc]
@@ -145,8 +152,8 @@ def _burstgpt(text: str) -> Iterator[Row | None]:
         )
 
 
-def _azure(text: str) -> Iterator[Row | None]:
-    for line, row in _csv(text, ("timestamp", "contexttokens", "generatedtokens")):
+def _azure(file: TextIO) -> Iterator[Row | None]:
+    for line, row in _csv(file, ("timestamp", "contexttokens", "generatedtokens")):
         yield _at_line(
             line,
             lambda row=row: Row(  # type: ignore[misc]
@@ -167,50 +174,51 @@ class _MooncakeRow(msgspec.Struct):
     hash_ids: tuple[int | str, ...] = ()
 
 
-def _mooncake(text: str) -> Iterator[Row | None]:
+def _mooncake(file: TextIO) -> Iterator[Row | None]:
     decoder = msgspec.json.Decoder(_MooncakeRow)
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = decoder.decode(line)
-        except msgspec.MsgspecError as error:
-            raise ValueError(f"line {number}: {error}") from None
-        made = Row(row.timestamp / 1000, "mooncake", row.input_length, row.output_length, row.hash_ids)
-        yield made if made.prompt_tokens > 0 and made.output_tokens > 0 else None
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            yield _at_line(number, lambda line=line: _mooncake_row(decoder.decode(line)))  # type: ignore[misc]
 
 
-_TIMED: dict[str, Callable[[str], Iterator[Row | None]]] = {
+def _mooncake_row(row: _MooncakeRow) -> Row:
+    return Row(row.timestamp / 1000, "mooncake", row.input_length, row.output_length, row.hash_ids)
+
+
+_TIMED: dict[str, Callable[[TextIO], Iterator[Row | None]]] = {
     "burstgpt": _burstgpt,
     "azure": _azure,
     "mooncake": _mooncake,
 }
 
 
-def _sharegpt(text: str, limit: int) -> TraceFile:
-    try:
-        entries = _entries(text)
-    except msgspec.MsgspecError as error:
-        raise ValueError(f"not JSON: {error}") from None
+def _sharegpt(file: TextIO, limit: int) -> TraceFile:
     conversations: list[Conversation] = []
     skipped = 0
-    for entry in entries:
-        if len(conversations) >= limit:
-            break
-        turns = tuple(_turns(entry.get("conversations") if isinstance(entry, dict) else None))
-        if turns:
-            conversations.append(Conversation(turns))
-        else:
-            skipped += 1
+    try:
+        for raw in _entries(file):
+            if len(conversations) >= limit:
+                break
+            entry = msgspec.json.decode(raw)
+            turns = tuple(_turns(entry.get("conversations") if isinstance(entry, dict) else None))
+            if turns:
+                conversations.append(Conversation(turns))
+            else:
+                skipped += 1
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"not JSON: {error}") from None
     if not conversations:
         raise ValueError("the trace has no conversation that could be replayed")
     return TraceFile("sharegpt", conversations=conversations, skipped=skipped)
 
 
-def _entries(text: str) -> list[Any]:
-    if text.lstrip().startswith("["):
-        return msgspec.json.decode(text, type=list[Any])
-    return [msgspec.json.decode(line) for line in text.splitlines() if line.strip()]
+def _entries(file: TextIO) -> Iterable[Any]:
+    """The entries of a list, undecoded, or of JSON lines."""
+    beginning = file.read(_HEAD)
+    file.seek(0)
+    if beginning.lstrip().startswith("["):
+        return msgspec.json.decode(file.read(), type=list[msgspec.Raw])
+    return (line for line in file if line.strip())
 
 
 def _turns(messages: object) -> Iterable[tuple[str, str]]:

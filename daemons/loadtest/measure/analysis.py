@@ -28,7 +28,7 @@ def analyse(measured: Measured) -> Result:
     health = _health(measured)
     invalid = _invalid(plan, health)
     blocks = {metric: blocks_of(kept, metric, window) for metric in _BLOCK_METRICS}
-    groups = make_groups(measured, samples, kept, window)
+    groups = make_groups(measured, samples, kept, window, blocks)
     return Result(
         started=measured.started,
         target=measured.target,
@@ -36,13 +36,16 @@ def analyse(measured: Measured) -> Result:
         plan=plan.model_dump(mode="json"),
         stopped_by=measured.stopped_by,
         seconds=measured.ended,
+        sent_requests=sum(not isnan(s.record.sent) for s in samples),
+        used_tokens=sum(max(0, s.record.prompt_tokens) + max(0, s.record.output_tokens) for s in samples),
         window=window,
         warmup=warmup,
         steady=steady,
         steady_note=note,
         valid=not invalid,
         invalid=invalid,
-        warnings=_warnings(samples),
+        warnings=[*measured.notes, *_warnings(samples)],
+        reasons=measured.reasons,
         generator=health,
         groups=groups,
         checks=[make_check(objective, groups) for objective in plan.objectives],

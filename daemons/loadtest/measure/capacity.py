@@ -67,8 +67,8 @@ async def find_capacity(
 ) -> Capacity:
     """Search between `start` and `ceiling`. `probe` runs one rate.
 
-    A miss that is not certain (its confidence interval includes the bound) is tried once more; the second
-    try decides.
+    A miss that is not certain (its confidence interval includes the bound) and a run that the generator
+    spoiled are tried once more; the second try decides.
     """
     search = _Search(start, ceiling)
     while search.end is None:
@@ -78,7 +78,9 @@ async def find_capacity(
             verdict, why = judge(result, rate)
             search.probes.append(Probe(rate=rate, verdict=verdict, why=why, result=result))
             report(search.probes[-1])
-            if verdict != "missed" or all(c.certain for c in result.checks if not c.met):
+            if result.stopped_by != "complete" or verdict == "met":
+                break
+            if verdict == "missed" and all(c.certain for c in result.checks if not c.met):
                 break
         search.learn()
     return Capacity(low=search.low, high=search.high, probes=search.probes, note=search.end)

@@ -1,7 +1,6 @@
 """A run's course over time."""
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from math import ceil, isnan
 
 from daemons.loadtest.client.records import FAILURES, Outcome, Record
@@ -57,7 +56,16 @@ def _three(ordered: Sequence[float]) -> tuple[float, float, float] | None:
 
 
 def rate_blocks(samples: Iterable[Sample], window: tuple[float, float]) -> list[float]:
-    size = (window[1] - window[0]) / BLOCKS
-    edges = [window[0] + size * number for number in range(BLOCKS + 1)]
-    records = [s.record for s in samples if s.record.output_tokens > 0]
-    return [sum(tokens_within(r, low, high) for r in records) / size for low, high in pairwise(edges)]
+    """Output tokens a second in each block of the window."""
+    start, end = window
+    size = (end - start) / BLOCKS
+    found = [0.0] * BLOCKS
+    for record in (s.record for s in samples if s.record.output_tokens > 0):
+        begun = record.end if isnan(record.first) else record.first
+        ended = record.end if isnan(record.first) else record.last
+        for number in range(
+            max(0, int((begun - start) / size)), min(BLOCKS, int((ended - start) / size) + 1)
+        ):
+            low = start + number * size
+            found[number] += tokens_within(record, low, low + size)
+    return [tokens / size for tokens in found]

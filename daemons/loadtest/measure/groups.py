@@ -9,27 +9,31 @@ from daemons.loadtest.load.plan import Steps
 from daemons.loadtest.measure.histogram import Histogram, bucket_bounds
 from daemons.loadtest.measure.objectives import Objective, request_bounds
 from daemons.loadtest.measure.results import PERCENTS, Check, Group, Latency
-from daemons.loadtest.measure.samples import Measured, Sample, blocks_of, tokens_within
+from daemons.loadtest.measure.samples import Measured, Sample, blocks_of, tokens_within, values_of
 from daemons.loadtest.measure.statistics import Blocks, percentile
 
 Window = tuple[float, float]
+Blocked = Mapping[str, Sequence[Histogram]]
+"""By metric, its values in consecutive blocks of the window."""
+_NO_BLOCKS: Blocked = {}
 Part = tuple[Literal["all", "type", "key", "step"], str]
 """Kind and name of a group."""
 
 
 def make_groups(
-    measured: Measured, samples: Sequence[Sample], kept: Sequence[Sample], window: Window
+    measured: Measured, samples: Sequence[Sample], kept: Sequence[Sample], window: Window, blocks: Blocked
 ) -> list[Group]:
-    """All groups; `kept` are the samples of the window, and the group of all comes first."""
+    """All groups; `kept` are the samples of the window, `blocks` theirs; the group of all comes first."""
     plan = measured.plan
     maker = _Maker([request_bounds(plan.objectives, name) for name in measured.types], window)
-    groups = [maker.group(("all", "all"), samples, kept, ("ttft", "itl", "tpot", "e2e"))]
+    groups = [maker.group(("all", "all"), samples, kept, blocks)]
     if len(measured.types) > 1:
         for index, name in enumerate(measured.types):
             of_type = [s for s in samples if s.record.type == index]
             inside = [s for s in kept if s.record.type == index]
             if of_type:
-                groups.append(maker.group(("type", name), of_type, inside, ("ttft", "e2e")))
+                sure = {metric: blocks_of(inside, metric, window) for metric in ("ttft", "e2e")}
+                groups.append(maker.group(("type", name), of_type, inside, sure))
     if len(plan.keys) > 1:
         for index, key in enumerate(plan.keys):
             of_key = [s for s in samples if s.record.key == index]
@@ -61,15 +65,16 @@ class _Maker:
         return _Maker(self._bounds, window)
 
     def group(
-        self, part: Part, samples: Sequence[Sample], kept: Sequence[Sample], sure: Sequence[str] = ()
+        self, part: Part, samples: Sequence[Sample], kept: Sequence[Sample], blocks: Blocked = _NO_BLOCKS
     ) -> Group:
-        """A group; the latencies named in `sure` get confidence intervals."""
+        """A group; the latencies that come in blocks get confidence intervals."""
         start, end = self._window
         seconds = end - start
         ok = [s for s in kept if s.record.outcome == Outcome.OK]
         with_usage = [s for s in ok if s.record.prompt_tokens >= 0]
         ended = sum(s.record.outcome == Outcome.OK and start <= s.record.end <= end for s in samples)
-        good = sum(bool(s.latencies) and _is_good(s, self._bounds[s.record.type]) for s in ok)
+        good = sum(self._is_good(s) for s in ok)
+        good_ended = sum(start <= s.record.end <= end and self._is_good(s) for s in samples)
         outcomes = Counter(Outcome(s.record.outcome).name.lower() for s in kept)
         return Group(
             kind=part[0],
@@ -78,6 +83,7 @@ class _Maker:
             ok=len(ok),
             outcomes=dict(outcomes),
             request_rate=ended / seconds,
+            offered_rate=len(kept) / seconds,
             output_token_rate=sum(tokens_within(s.record, start, end) for s in samples) / seconds,
             prompt_token_rate=sum(s.record.prompt_tokens for s in with_usage) / seconds,
             prompt_tokens=sum(s.record.prompt_tokens for s in with_usage),
@@ -85,14 +91,15 @@ class _Maker:
             cached_tokens=sum(s.record.cached_tokens for s in with_usage),
             without_usage=len(ok) - len(with_usage),
             good=good,
-            goodput=good / seconds,
-            latencies=_distributions(
-                kept, {metric: blocks_of(kept, metric, self._window) for metric in sure}
-            ),
+            goodput=good_ended / seconds,
+            latencies=_distributions(kept, blocks),
         )
 
+    def _is_good(self, sample: Sample) -> bool:
+        return bool(sample.latencies) and _meets(sample, self._bounds[sample.record.type])
 
-def _is_good(sample: Sample, bounds: Mapping[str, float]) -> bool:
+
+def _meets(sample: Sample, bounds: Mapping[str, float]) -> bool:
     for metric, bound in bounds.items():
         if metric == "itl":
             if sample.gaps and max(sample.gaps) > bound:
@@ -102,16 +109,18 @@ def _is_good(sample: Sample, bounds: Mapping[str, float]) -> bool:
     return True
 
 
-def _distributions(kept: Sequence[Sample], blocks: Mapping[str, Sequence[Histogram]]) -> dict[str, Latency]:
+def _distributions(kept: Sequence[Sample], blocks: Blocked) -> dict[str, Latency]:
     found: dict[str, Latency] = {}
     for metric in ("ttft", "tpot", "e2e", "normalised", "ttft_from_send", "e2e_from_send"):
-        values = sorted(s.latencies[metric] for s in kept if metric in s.latencies)
+        values = sorted(values_of(kept, metric))
         if values:
             found[metric] = _latency(values, blocks.get(metric))
     gaps = Histogram()
-    for sample in kept:
-        if sample.latencies:
-            gaps.extend(sample.gaps)
+    if "itl" in blocks:
+        for block in blocks["itl"]:
+            gaps.add(block)
+    else:
+        gaps.extend(values_of(kept, "itl"))
     if gaps.total:
         found["itl"] = _latency_of_histogram(gaps, blocks.get("itl"))
     return found
@@ -162,9 +171,17 @@ def make_check(objective: Objective, groups: Sequence[Group]) -> Check:
     text = str(objective)
     if measured is None:
         return Check(objective=text, measured=None, met=False, certain=False)
-    met = objective.met_by(measured)
+    met = objective.met_by(measured) and not _hidden(objective, group)
     certain = interval is not None and objective.met_by(interval[0]) == objective.met_by(interval[1]) == met
     return Check(objective=text, measured=measured, met=met, certain=certain, interval=interval)
+
+
+def _hidden(objective: Objective, group: Group | None) -> bool:
+    """Whether so many requests never ended that the percentile asked for lies among them."""
+    lost = group.outcomes.get("abandoned", 0) if group is not None else 0
+    if group is None or objective.percentile is None or not lost:
+        return False
+    return lost > (group.ok + lost) * (1 - objective.percentile / 100)
 
 
 def _measured(objective: Objective, group: Group | None) -> tuple[float | None, tuple[float, float] | None]:

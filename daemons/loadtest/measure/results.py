@@ -7,6 +7,7 @@ import msgspec
 
 SCHEMA = 1
 """Version of the saved form; `compare` refuses another."""
+_SILENT = {"connect_failed", "reset", "timeout", "stall", "abandoned", "cancelled"}
 PERCENTS = (50.0, 90.0, 95.0, 99.0)
 
 
@@ -49,6 +50,8 @@ class Group(msgspec.Struct, kw_only=True):
     outcomes: dict[str, int]
     request_rate: float
     """Successful requests a second that ended within the window."""
+    offered_rate: float = 0
+    """Requests a second that were due within the window."""
     output_token_rate: float
     prompt_token_rate: float
     prompt_tokens: int
@@ -58,13 +61,18 @@ class Group(msgspec.Struct, kw_only=True):
     """Successful requests whose tokens the server did not state; they are in no token figure."""
     good: int
     goodput: float
-    """Good requests a second."""
+    """Good requests a second that ended within the window."""
     latencies: dict[str, Latency]
 
     @property
     def failed(self) -> int:
         """Requests that failed, whatever the way."""
         return sum(n for name, n in self.outcomes.items() if name not in {"ok", "cancelled", "abandoned"})
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether no request got any answer at all, not even a refusal."""
+        return bool(self.failed) and not self.ok and set(self.outcomes) <= _SILENT
 
     @property
     def error_share(self) -> float:
@@ -161,6 +169,10 @@ class Result(msgspec.Struct, kw_only=True):
     plan: dict[str, Any]
     stopped_by: str
     seconds: float
+    sent_requests: int = 0
+    """Of the whole run, warm-up included."""
+    used_tokens: int = 0
+    """Prompt and output tokens of the whole run, as far as the server stated them."""
     window: tuple[float, float]
     """What the figures are of, in seconds from the start."""
     warmup: str
@@ -172,6 +184,8 @@ class Result(msgspec.Struct, kw_only=True):
     generator: GeneratorHealth
     groups: list[Group]
     checks: list[Check]
+    reasons: dict[str, str] = {}
+    """By outcome, what the target or the system said the first time."""
     series: list[Slice]
     blocks: dict[str, list[list[tuple[int, int]]]]
     """Histogram of each block of the window, by metric, for comparisons."""

@@ -1,7 +1,8 @@
 """Records with the latencies that follow from them."""
 
 from array import array  # noqa: TC003 - msgspec reads the annotations
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from math import isnan
 
 import msgspec
@@ -35,6 +36,10 @@ class Measured(msgspec.Struct, kw_only=True):
     stopped_by: str
     sending_ended: float
     ended: float
+    notes: list[str] = []
+    """What is to be known about the workload."""
+    reasons: dict[str, str] = {}
+    """By outcome, an example of why."""
 
 
 class Sample:
@@ -78,12 +83,15 @@ def _block_of(at: float, window: tuple[float, float]) -> int:
 
 
 def blocks_of(kept: Sequence[Sample], metric: str, window: tuple[float, float]) -> list[Histogram]:
-    blocks = [Histogram() for _ in range(BLOCKS)]
+    """The values of `metric` in each of the window's blocks."""
+    parts: list[list[Sample]] = [[] for _ in range(BLOCKS)]
     for sample in kept:
-        block = blocks[_block_of(sample.record.intended, window)]
-        if metric == "itl":
-            if sample.latencies:
-                block.extend(sample.gaps)
-        elif metric in sample.latencies:
-            block.extend((sample.latencies[metric],))
-    return blocks
+        parts[_block_of(sample.record.intended, window)].append(sample)
+    return [Histogram.of(values_of(part, metric)) for part in parts]
+
+
+def values_of(kept: Iterable[Sample], metric: str) -> Iterator[float]:
+    """All values of `metric` in seconds; ``itl`` has one for each gap."""
+    if metric == "itl":
+        return chain.from_iterable(sample.gaps for sample in kept if sample.latencies)
+    return (sample.latencies[metric] for sample in kept if metric in sample.latencies)

@@ -83,6 +83,8 @@ class Scraper:
 
     async def last(self) -> None:
         """One more scrape, at the end of the run."""
+        if not self._sources:
+            return
         timeout = aiohttp.ClientTimeout(total=TIMEOUT)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             await asyncio.gather(*(self._scrape(session, source) for source in self._sources))

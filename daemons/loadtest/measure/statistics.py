@@ -12,6 +12,8 @@ _TREND = 3.0
 Interval = tuple[float, float]
 RESAMPLES = 400
 CONFIDENCE = 0.95
+TAIL = 10
+"""Values beyond a percentile that its interval needs: with 4, 84 % of intervals held the truth, not 95 %."""
 BLOCKS = 20
 """Blocks of consecutive time are resampled as wholes: latencies close in time depend on each other."""
 
@@ -38,10 +40,10 @@ class Blocks:
         self._numbers = [number for _, number, _ in entries]
         self._counts = [n for _, _, n in entries]
 
-    @property
-    def usable(self) -> bool:
-        """Whether there is enough to resample."""
-        return self._blocks >= 5 and sum(self._counts) >= 50
+    def usable(self, percent: float) -> bool:
+        """Whether there is enough to resample: with no values beyond it, a percentile is a maximum."""
+        total = sum(self._counts)
+        return self._blocks >= 5 and total >= 5 * TAIL and total * min(percent, 100 - percent) / 100 >= TAIL
 
     def resampled(self, percents: Sequence[float], rng: random.Random) -> list[float]:
         """The percentiles of one resample."""
@@ -57,11 +59,10 @@ class Blocks:
         return found
 
     def intervals(self, percents: Sequence[float], seed: int = 0) -> dict[float, Interval]:
-        """Confidence intervals of the percentiles, by resampling; empty when there is too little."""
-        if not self.usable:
-            return {}
+        """Confidence intervals of those percentiles for which there is enough, by resampling."""
+        percents = [p for p in percents if self.usable(p)]
         rng = random.Random(seed)  # noqa: S311 - resampling
-        samples = [self.resampled(percents, rng) for _ in range(RESAMPLES)]
+        samples = [self.resampled(percents, rng) for _ in range(RESAMPLES if percents else 0)]
         return {p: interval([s[i] for s in samples]) for i, p in enumerate(percents)}
 
 
@@ -85,7 +86,7 @@ def interval(samples: Sequence[float]) -> Interval:
 
 def ratio_interval(base: Blocks, now: Blocks, percent: float, seed: int = 0) -> Interval | None:
     """Confidence interval of percentile(now) / percentile(base); None when there is too little."""
-    if not (base.usable and now.usable):
+    if not (base.usable(percent) and now.usable(percent)):
         return None
     rng = random.Random(seed)  # noqa: S311 - resampling
     ratios = []

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
-from daemons.loadtest.load.plan import Plan
+from daemons.loadtest.load.plan import STAGGER, Closed, Plan
 from daemons.loadtest.measure.samples import Measured, Sample
-from daemons.loadtest.measure.statistics import trend, warmup_end
+from daemons.loadtest.measure.statistics import percentile, trend, warmup_end
 
+_LONG_FILLING = 0.2
+"""Share of the run that may be left out for it."""
 _DIFFERENT = 0.1
 """Relative difference from the rest that makes the beginning a warm-up."""
 
@@ -30,6 +32,8 @@ def steady_state(plan: Plan, samples: Sequence[Sample], end: float) -> tuple[flo
         start, how = 0.0, "none: every request of this load counts"
     else:
         start, how = _detected_warmup(ordered, end)
+        if not start:
+            start, how = _filling(plan, samples, end, how)
     kept = [value for at, value in ordered if at >= start]
     size = max(1, len(kept) // 20)
     means = [sum(kept[i : i + size]) / size for i in range(0, len(kept) - size + 1, size)]
@@ -47,6 +51,15 @@ def steady_state(plan: Plan, samples: Sequence[Sample], end: float) -> tuple[flo
         )
         return start, how, False, text
     return start, how, True, "steady"
+
+
+def _filling(plan: Plan, samples: Sequence[Sample], end: float, how: str) -> tuple[float, str]:
+    """Leave out the time until the first answers are back: nothing ends in it, so rates would be too low."""
+    ordered = sorted(s.latencies["e2e"] for s in samples if s.latencies)
+    start = percentile(ordered, 50) + (STAGGER if isinstance(plan.load, Closed) else 0.0)
+    if not ordered or start > _LONG_FILLING * end:
+        return 0.0, how
+    return start, f"{start:.1f} s, until the first answers were back"
 
 
 def _detected_warmup(ordered: Sequence[tuple[float, float]], end: float) -> tuple[float, str]:

@@ -29,17 +29,16 @@ class Figures:
         self.lag = 0.0
         self.last: Progress | None = None
         self.per_second: deque[float] = deque(maxlen=_SPARK_POINTS)
-        self._recent: deque[tuple[float, int, int]] = deque()
+        self._recent: deque[tuple[float, int, float]] = deque([(0.0, 0, 0.0)])
+        self._ended = 0
         self._second = 0
 
     def take(self, records: Records, progress: Progress) -> None:
         """Take the requests that ended since the last time."""
-        tokens = 0
         for record, gaps in records.with_gaps():
             self.lag = max(self.lag, record.sent - record.due)
             if record.outcome == Outcome.OK:
                 self.ok += 1
-                tokens += max(0, record.output_tokens)
                 self.e2e.extend((record.end - record.intended,))
                 if record.first == record.first:  # NaN when nothing was streamed
                     self.ttft.extend((record.first - record.intended,))
@@ -49,8 +48,9 @@ class Figures:
                 self.outcomes[name] = self.outcomes.get(name, 0) + 1
                 self.failed += record.outcome in FAILURES
         self.last = progress
-        self._recent.append((progress.at, len(records), tokens))
-        while self._recent and progress.at - self._recent[0][0] > _WINDOW:
+        self._ended += len(records)
+        self._recent.append((progress.at, self._ended, progress.tokens))
+        while progress.at - self._recent[0][0] > _WINDOW:
             self._recent.popleft()
         if int(progress.at) > self._second:
             self._second = int(progress.at)
@@ -63,14 +63,13 @@ class Figures:
 
     @property
     def token_rate(self) -> float:
-        """Output tokens of answers that ended, a second, lately."""
+        """Output tokens a second, lately; see `Progress.tokens`."""
         return self._rate(2)
 
     def _rate(self, column: int) -> float:
-        if self.last is None or not self._recent:
-            return 0.0
-        span = min(_WINDOW, self.last.at)
-        return sum(entry[column] for entry in self._recent) / span if span else 0.0
+        first, last = self._recent[0], self._recent[-1]
+        span = last[0] - first[0]
+        return max(0.0, (last[column] - first[column]) / span) if span else 0.0
 
     def line(self) -> str:
         """Everything in one line."""
@@ -121,6 +120,10 @@ class LiveDisplay:
         """See `Observer`."""
         self._live.stop()
 
+    def note(self, text: str) -> None:
+        """See `Observer`."""
+        self._live.console.print(text, style="dim")
+
 
 def render(figures: Figures) -> RenderableType:
     """The live display."""
@@ -165,3 +168,7 @@ class PlainLines:
 
     def end(self) -> None:
         """See `Observer`."""
+
+    def note(self, text: str) -> None:
+        """See `Observer`."""
+        self._console.print(text)

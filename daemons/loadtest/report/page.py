@@ -43,7 +43,7 @@ def render_page(
         _latency_table(result.overall),
         _plots(result),
         *(_group_table(result, kind, title) for kind, title in _GROUPS),
-        _outcomes(result.overall),
+        _outcomes(result),
         _comparison(comparison) if comparison is not None else "",
         _capacity(capacity) if capacity is not None else "",
         _attribution(result.attribution) if result.attribution is not None else "",
@@ -247,11 +247,14 @@ def _group_row(group: Group) -> str:
     return f"<tr><td>{escape(group.name)}</td>{''.join(f'<td>{c}</td>' for c in cells)}</tr>"
 
 
-def _outcomes(group: Group) -> str:
+def _outcomes(result: Result) -> str:
     rows = "".join(
-        f"<tr><td>{escape(n.replace('_', ' '))}</td><td>{c:,}</td></tr>" for n, c in group.outcomes.items()
+        f"<tr><td>{escape(n.replace('_', ' '))}</td><td>{c:,}</td>"
+        f"<td>{escape(result.reasons.get(n, ''))}</td></tr>"
+        for n, c in result.overall.outcomes.items()
     )
-    return f"<h2>Outcomes</h2><table>{rows}</table>"
+    head = "<tr><th></th><th>requests</th><th>for example</th></tr>"
+    return f"<h2>Outcomes</h2><table>{head if result.reasons else ''}{rows}</table>"
 
 
 def _comparison(comparison: Comparison) -> str:

@@ -20,6 +20,7 @@ LABELS = {
     "e2e_from_send": "  from the send",
     "normalised": "end to end per output token",
 }
+_SHARES = ("errors", "goodput")
 _COLOURS = {"better": "green", "worse": "red", "same": "dim", "unclear": "yellow"}
 
 
@@ -32,9 +33,10 @@ def milliseconds(value: float) -> str:
 def print_result(console: Console, result: Result) -> None:
     """The whole report of a run."""
     _headline(console, result)
-    console.print(_latencies(result.overall))
+    if result.overall.latencies:
+        console.print(_latencies(result.overall))
     _types(console, result)
-    _outcomes(console, result.overall)
+    _outcomes(console, result)
     if result.checks:
         console.print(_checks(result.checks))
     if result.attribution is not None:
@@ -54,8 +56,9 @@ def _headline(console: Console, result: Result) -> None:
         f"\n{result.target}  model {result.model}  {end - start:.1f} s measured of {result.seconds:.1f} s "
         f"(ended: {result.stopped_by}; warm-up left out: {result.warmup})"
     )
+    offered = "" if result.plan["load"]["shape"] == "closed" else f" of {group.offered_rate:,.2f} offered"
     console.print(
-        f"{group.request_rate:,.2f} requests/s   {group.output_token_rate:,.1f} output tok/s   "
+        f"{group.request_rate:,.2f} requests/s{offered}   {group.output_token_rate:,.1f} output tok/s   "
         f"{group.prompt_token_rate:,.1f} prompt tok/s   {group.requests:,} requests, {group.ok:,} ok, "
         f"{group.failed:,} failed ({group.error_share:.2%})"
     )
@@ -120,11 +123,13 @@ def _three(group: Group, metric: str) -> str:
     return " / ".join(milliseconds(v) for v in (latency.p50, latency.p95, latency.p99))
 
 
-def _outcomes(console: Console, group: Group) -> None:
-    failures = {n: c for n, c in group.outcomes.items() if n != "ok"}
+def _outcomes(console: Console, result: Result) -> None:
+    failures = {n: c for n, c in result.overall.outcomes.items() if n != "ok"}
     if failures:
-        shown = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in failures.items())
-        console.print(f"Not ok: {shown}")
+        console.print("Not ok (in no latency):")
+    for name, count in failures.items():
+        example = f", for example: {result.reasons[name]}" if name in result.reasons else ""
+        console.print(f"  {count:,} {name.replace('_', ' ')}{example}")
 
 
 def _checks(checks: Sequence[Check]) -> Table:
@@ -140,13 +145,14 @@ def _checks(checks: Sequence[Check]) -> Table:
 def _measured(check: Check) -> str:
     if check.measured is None:
         return "not measured"
-    share = check.objective.split(": ")[-1].startswith(("errors", "goodput"))
+    share = check.objective.split(": ")[-1].startswith(_SHARES)
     return f"{check.measured:.2%}" if share else format_seconds(check.measured)
 
 
 def _certainty(check: Check) -> str:
     if check.interval is None:
-        return "-"
+        share = check.objective.split(": ")[-1].startswith(_SHARES)
+        return "-" if share or check.measured is None else "too few requests to say"
     low, high = map(format_seconds, check.interval)
     return f"{'certain' if check.certain else 'could be chance'} ({low} to {high})"
 
@@ -167,6 +173,7 @@ def print_attribution(console: Console, attribution: Attribution) -> None:
             )
             table.add_row(cause.stage, *cells)
         console.print(table)
+    console.print(f"  metrics: {', '.join(attribution.sources) or 'none'}", style="dim")
     for note in attribution.notes:
         console.print(f"  {note}")
     for problem in attribution.problems:

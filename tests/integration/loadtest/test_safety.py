@@ -53,7 +53,7 @@ def test_a_plan_cannot_name_the_target(run: Run, tmp_path: Path) -> None:
     ("options", "said"),
     [
         (("--objective", "faster"), "write it like"),
-        (("--shape", "ramp"), "from_rate"),
+        (("--shape", "ramp"), "--to-rate"),
         (("--find-capacity",), "--objective"),
         (("--json", "/nonexistent/x.json"), "no folder"),
         (("--compare", "/nonexistent.json"), "does not exist"),

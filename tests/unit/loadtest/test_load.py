@@ -1,6 +1,7 @@
 """Plans, arrival times, traces and prompts."""
 
 import contextlib
+import io
 import json
 import random
 import statistics
@@ -103,18 +104,18 @@ def test_steps_follow_each_other() -> None:
 def test_traces_are_recognised_and_read(
     text: str, name: str, ats: list[float], prompt: int, skipped: int
 ) -> None:
-    found = parse_trace(text, "auto", 100)
+    found = parse_trace(io.StringIO(text), "auto", 100)
     assert (found.format, found.skipped, found.rows[0].prompt_tokens) == (name, skipped, prompt)
     assert [row.at for row in found.rows] == pytest.approx(ats, abs=1e-5)
-    assert len(parse_trace(text, "auto", 1).rows) == 1
+    assert len(parse_trace(io.StringIO(text), "auto", 1).rows) == 1
 
 
 def test_sharegpt_conversations() -> None:
-    found = parse_trace(SHARE, "auto", 100)
+    found = parse_trace(io.StringIO(SHARE), "auto", 100)
     assert found.skipped == 1
     assert found.conversations[0].turns[1] == ("Well.", "Good.")
     lines = "\n".join(json.dumps(entry) for entry in json.loads(SHARE))
-    assert parse_trace(lines, "auto", 100).conversations == found.conversations
+    assert parse_trace(io.StringIO(lines), "auto", 100).conversations == found.conversations
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_a_missing_trace(tmp_path: Path) -> None:
 @given(st.text(max_size=300), st.sampled_from(["auto", "burstgpt", "azure", "mooncake", "sharegpt"]))
 def test_noise_breaks_nothing(text: str, name: str) -> None:
     with contextlib.suppress(ValueError):
-        parse_trace(text, name, 10)  # type: ignore[arg-type]
+        parse_trace(io.StringIO(text), name, 10)  # type: ignore[arg-type]
 
 
 def test_prompts_have_their_length_and_never_repeat() -> None:

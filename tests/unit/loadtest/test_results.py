@@ -273,7 +273,7 @@ def test_the_live_display_shows_what_happened() -> None:
     figures.take(
         records,
         Progress(
-            at=1.5, in_flight=7, backlog=3, sent=9, events=4, cpu_seconds=0.1, loop_lags=b"", records={}
+            at=1.5, in_flight=7, backlog=3, sent=9, tokens=4, cpu_seconds=0.1, loop_lags=b"", records={}
         ),
     )
     console = Console(record=True, width=120, file=io.StringIO())
