@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -46,8 +46,8 @@ _GRACE = 5.0
 class Observer(Protocol):
     """Watches a run."""
 
-    def begin(self, types: Sequence[str]) -> None:
-        """The first request is about to be sent."""
+    def begin(self, planned: float | None) -> None:
+        """The first request is about to be sent; `planned`: seconds of sending, where they are known."""
 
     def progress(self, records: Records, progress: Progress) -> None:
         """Some requests ended; `records` holds only these."""
@@ -97,7 +97,7 @@ class _Run:
         measured = self.measured
         if isinstance(report, Ready):
             measured.types, self.epoch, measured.notes = report.types, report.epoch, report.notes
-            self._observer.begin(report.types)
+            self._observer.begin(measured.plan.sending_seconds)
         elif isinstance(report, Progress):
             new = Records()
             new.extend(report.records)

@@ -20,9 +20,10 @@ _SPARK_POINTS = 60
 
 
 class Figures:
-    """Running figures of a run."""
+    """Running figures of a run; `planned` are the seconds of sending, where they are known."""
 
-    def __init__(self) -> None:
+    def __init__(self, planned: float | None = None) -> None:
+        self._planned = planned
         self.ttft, self.e2e, self.itl = Histogram(), Histogram(), Histogram()
         self.outcomes: dict[str, int] = {}
         self.ok = self.failed = 0
@@ -57,6 +58,16 @@ class Figures:
             self.per_second.append(self.request_rate)
 
     @property
+    def clock(self) -> str:
+        """Where the run stands."""
+        at = self.last.at if self.last is not None else 0.0
+        if self._planned is None:
+            return f"{at:.0f} s"
+        return (
+            f"{at:.0f} of {self._planned:.0f} s" if at < self._planned else f"{at:.0f} s, awaiting the last"
+        )
+
+    @property
     def request_rate(self) -> float:
         """Requests that ended, a second, lately."""
         return self._rate(1)
@@ -76,7 +87,7 @@ class Figures:
         if self.last is None:
             return "starting"
         parts = [
-            f"{self.last.at:6.1f} s",
+            self.clock,
             f"{self.request_rate:.1f} req/s",
             f"{self.token_rate:.0f} tok/s",
             f"in flight {self.last.in_flight}",
@@ -106,9 +117,9 @@ class LiveDisplay:
         self._figures = Figures()
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
-    def begin(self, types: Sequence[str]) -> None:
+    def begin(self, planned: float | None) -> None:
         """See `Observer`."""
-        self._figures = Figures()
+        self._figures = Figures(planned)
         self._live.start()
 
     def progress(self, records: Records, progress: Progress) -> None:
@@ -131,7 +142,7 @@ def render(figures: Figures) -> RenderableType:
     if last is None:
         return Text("starting")
     head = Text(
-        f"{last.at:.0f} s   {figures.request_rate:,.1f} req/s   {figures.token_rate:,.0f} tok/s   in flight "
+        f"{figures.clock}   {figures.request_rate:,.1f} req/s   {figures.token_rate:,.0f} tok/s   in flight "
         f"{last.in_flight:,}   waiting {last.backlog:,}   lag max {milliseconds(figures.lag)} ms"
     )
     table = Table(box=None, pad_edge=False)
@@ -155,9 +166,9 @@ class PlainLines:
         self._figures = Figures()
         self._shown = 0.0
 
-    def begin(self, types: Sequence[str]) -> None:
+    def begin(self, planned: float | None) -> None:
         """See `Observer`."""
-        self._figures, self._shown = Figures(), 0.0
+        self._figures, self._shown = Figures(planned), 0.0
 
     def progress(self, records: Records, progress: Progress) -> None:
         """See `Observer`."""

@@ -1,14 +1,15 @@
 """One self-contained HTML page: no script, no request, opens from a file without a network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from daemons.loadtest.measure.capacity import Capacity
 from daemons.loadtest.measure.compare import Comparison
 from daemons.loadtest.measure.objectives import format_seconds
-from daemons.loadtest.measure.results import Attribution, Group, Latency, Result, Slice
+from daemons.loadtest.measure.results import Attribution, Check, Group, Latency, Result, Slice
 from daemons.loadtest.report.svg import Line, Point, line_plot, share_bar
-from daemons.loadtest.report.text import LABELS, capacity_sentence, milliseconds
+from daemons.loadtest.report.text import LABELS, capacity_sentence, certainty, is_share, milliseconds
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _STYLE = """
@@ -20,7 +21,13 @@ margin:2rem auto;padding:0 1rem}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}.dim{color:var(--dim)}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 td,th{padding:.25rem .7rem;border-bottom:1px solid var(--grid);text-align:right}
-td:first-child,th:first-child{text-align:left}.good{color:var(--good)}.bad{color:var(--bad);font-weight:600}
+td:first-child,th:first-child{text-align:left}td.in{padding-left:2rem}
+table.plan td{text-align:left}
+.tiles{display:flex;flex-wrap:wrap;gap:.8rem;margin:1rem 0}
+.tiles div{border:1px solid var(--grid);border-radius:8px;padding:.6rem 1rem;min-width:9rem}
+.tiles b{display:block;font-size:1.6rem;font-variant-numeric:tabular-nums}
+.tiles small{display:block;color:var(--dim)}
+.good{color:var(--good)}.bad{color:var(--bad);font-weight:600}
 .banner{padding:.6rem 1rem;border-radius:6px;border:1px solid currentColor;margin:.6rem 0}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,640px),1fr));gap:1rem}
 figure{margin:0}figcaption{font-weight:600}svg{width:100%;height:auto}svg text{fill:var(--dim);font-size:11px}
@@ -40,9 +47,11 @@ def render_page(
     parts = [
         _head(result),
         _verdicts(result, capacity),
+        _tiles(result),
+        _objectives(result.checks),
         _latency_table(result.overall),
-        _plots(result),
         *(_group_table(result, kind, title) for kind, title in _GROUPS),
+        _plots(result),
         _outcomes(result),
         _comparison(comparison) if comparison is not None else "",
         _capacity(capacity) if capacity is not None else "",
@@ -70,40 +79,61 @@ _GROUPS = (("type", "By prompt type"), ("key", "By key"), ("step", "By step"))
 
 
 def _head(result: Result) -> str:
-    group, health = result.overall, result.generator
     start, end = result.window
     return (
         f"<h1>Load test of {escape(result.target)}, model {escape(result.model)}</h1>"
         f'<p class="dim">{escape(result.started)}, {end - start:.1f} s measured of {result.seconds:.1f} s '
         f"(ended: {escape(result.stopped_by)}; warm-up left out: {escape(result.warmup)})</p>"
-        f"<p><b>{group.request_rate:,.2f}</b> requests/s, "
-        f"<b>{group.output_token_rate:,.1f}</b> output tokens/s, "
-        f"<b>{group.goodput:,.2f}</b> good requests/s, {group.requests:,} requests, "
-        f"{group.failed:,} failed ({group.error_share:.2%})</p>"
-        f'<p class="dim">Generator: dispatch lag P99 {milliseconds(health.dispatch_p99)} ms, event loop P99 '
-        f"{milliseconds(health.loop_p99)} ms, {health.cpu_share:.0%} of a core</p>"
     )
+
+
+def _tiles(result: Result) -> str:
+    group, health = result.overall, result.generator
+    offered = "" if result.plan["load"]["shape"] == "closed" else f"of {group.offered_rate:,.2f} offered"
+    tiles = [
+        (f"{group.request_rate:,.2f}", "requests/s", offered),
+        (f"{group.output_token_rate:,.1f}", "output tokens/s", f"{group.prompt_token_rate:,.1f} of prompts"),
+        (f"{group.failed:,}", "failed", f"{group.error_share:.2%} of {group.requests:,} requests"),
+        (
+            f"{milliseconds(health.dispatch_p99)} ms",
+            "dispatch lag P99",
+            f"the generator's own; {health.cpu_share:.0%} of a core",
+        ),
+    ]
+    if result.checks:
+        tiles.insert(1, (f"{group.goodput:,.2f}", "good requests/s", "met every latency objective"))
+    shown = "".join(f"<div><b>{n}</b>{what}<small>{more}</small></div>" for n, what, more in tiles)
+    return f'<div class="tiles">{shown}</div>'
 
 
 def _verdicts(result: Result, capacity: Capacity | None) -> str:
     parts = [f'<p class="banner bad">Invalid: {escape(reason)}</p>' for reason in result.invalid]
+    missed = sum(not check.met for check in result.checks)
+    if missed:
+        parts.append(f'<p class="banner bad">{missed} of {len(result.checks)} objectives missed</p>')
+    elif result.checks:
+        parts.append('<p class="banner good">Every objective met</p>')
     warnings = [*result.warnings, *([] if result.steady else [result.steady_note])]
     parts += [f'<p class="banner">{escape(warning)}</p>' for warning in warnings]
     if capacity is not None:
         parts.append(f'<p class="banner"><b>{escape(capacity_sentence(capacity))}</b></p>')
+    return "".join(parts)
+
+
+def _objectives(checks: Sequence[Check]) -> str:
     rows = []
-    for check in result.checks:
+    for check in checks:
         mark = '<td class="good">met</td>' if check.met else '<td class="bad">missed</td>'
         measured = "not measured"
         if check.measured is not None:
-            share = check.objective.split(": ")[-1].startswith(("errors", "goodput"))
+            share = is_share(check)
             measured = f"{check.measured:.2%}" if share else format_seconds(check.measured)
-        certain = "-" if check.interval is None else "certain" if check.certain else "could be chance"
+        certain = certainty(check)
         rows.append(f"<tr><td>{escape(check.objective)}</td><td>{measured}</td>{mark}<td>{certain}</td></tr>")
-    if rows:
-        head = "<tr><th>objective</th><th>measured</th><th></th><th></th></tr>"
-        parts.append(f"<h2>Objectives</h2><table>{head}{''.join(rows)}</table>")
-    return "".join(parts)
+    if not rows:
+        return ""
+    head = "<tr><th>objective</th><th>measured</th><th></th><th>95 % interval</th></tr>"
+    return f"<h2>Objectives</h2><table>{head}{''.join(rows)}</table>"
 
 
 def _latency_table(group: Group) -> str:
@@ -111,7 +141,8 @@ def _latency_table(group: Group) -> str:
     for metric, label in LABELS.items():
         latency = group.latencies.get(metric)
         if latency is not None:
-            rows.append(f"<tr><td>{escape(label)}</td>{_cells(latency)}</tr>")
+            inner = ' class="in"' if label.startswith(" ") else ""
+            rows.append(f"<tr><td{inner}>{escape(label.strip())}</td>{_cells(latency)}</tr>")
     head = "".join(
         f"<th>{n}</th>" for n in ("", "mean", "P50", "P90", "P95", "P99", "95 % interval of P99", "max", "n")
     )
@@ -155,7 +186,8 @@ def _plots(result: Result) -> str:
         ),
         *_gauge_plots(result.attribution, window),
     ]  # fmt: skip
-    return f'<h2>Course</h2><div class="plots">{"".join(plots)}</div>'
+    title = '<h2>Over time</h2><p class="dim">Shaded: what the figures are of.</p>'
+    return f'{title}<div class="plots">{"".join(plots)}</div>'
 
 
 def _three_lines(course: Sequence[Slice], metric: str, title: str, window: tuple[float, float]) -> str:
@@ -294,7 +326,25 @@ def _attribution(attribution: Attribution) -> str:
 
 def _plan(result: Result) -> str:
     rows = "".join(
-        f"<tr><td>{escape(str(key))}</td><td>{escape(str(result.plan[key]))}</td></tr>"
-        for key in ("load", "duration", "requests", "warmup", "seed", "objectives", "budget", "timeouts")
+        f"<tr><td>{escape(key)}</td><td>{escape(plain(result.plan[key]))}</td></tr>"
+        for key in ("load", "duration", "requests", "mix", "keys", "warmup", "seed", "budget", "timeouts")
+        if result.plan.get(key) not in (None, [], ())
     )
-    return f"<h2>Plan</h2><table>{rows}</table>"
+    return f'<h2>Plan</h2><table class="plan">{rows}</table>'
+
+
+def plain(value: object) -> str:
+    """A part of the plan as a person would write it."""
+    if isinstance(value, dict):
+        if set(value) >= {"mean", "stddev", "min", "max", "uniform"}:
+            return _length(value)
+        return ", ".join(f"{k} {plain(v)}" for k, v in value.items() if v not in (None, False))
+    if isinstance(value, list | tuple):
+        return "; ".join(map(plain, value))
+    return f"{value:g}" if isinstance(value, float) else "yes" if value is True else str(value)
+
+
+def _length(value: Mapping[str, Any]) -> str:
+    if value["uniform"]:
+        return f"{value['min']}..{value['max']}"
+    return f"{value['mean']:g}" + (f" ± {value['stddev']:g}" if value["stddev"] else "")

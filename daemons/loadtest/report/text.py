@@ -138,21 +138,25 @@ def _checks(checks: Sequence[Check]) -> Table:
         table.add_column(name)
     for check in checks:
         verdict = Text("met", "green") if check.met else Text("MISSED", "bold red")
-        table.add_row(verdict, check.objective, _measured(check), _certainty(check))
+        table.add_row(verdict, check.objective, _measured(check), certainty(check))
     return table
 
 
 def _measured(check: Check) -> str:
     if check.measured is None:
         return "not measured"
-    share = check.objective.split(": ")[-1].startswith(_SHARES)
-    return f"{check.measured:.2%}" if share else format_seconds(check.measured)
+    return f"{check.measured:.2%}" if is_share(check) else format_seconds(check.measured)
 
 
-def _certainty(check: Check) -> str:
+def is_share(check: Check) -> bool:
+    """Whether its measure is a share, not a duration."""
+    return check.objective.split(": ")[-1].startswith(_SHARES)
+
+
+def certainty(check: Check) -> str:
+    """Whether chance could have decided an objective, with the interval that says so."""
     if check.interval is None:
-        share = check.objective.split(": ")[-1].startswith(_SHARES)
-        return "-" if share or check.measured is None else "too few requests to say"
+        return "-" if is_share(check) or check.measured is None else "too few requests to say"
     low, high = map(format_seconds, check.interval)
     return f"{'certain' if check.certain else 'could be chance'} ({low} to {high})"
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from daemons.loadtest.load.arrivals import arrivals, gamma, poisson, ramp, steps
-from daemons.loadtest.load.plan import Closed, Constant, Key, Length, Plan, Poisson, PromptType, Trace
+from daemons.loadtest.load.plan import Closed, Constant, Key, Length, Plan, Poisson, PromptType, Steps, Trace
 from daemons.loadtest.load.prompts import Prompts
 from daemons.loadtest.load.sessions import Request, workload
 from daemons.loadtest.load.traces import parse_trace, read_trace
@@ -144,6 +144,45 @@ def test_a_missing_trace(tmp_path: Path) -> None:
         read_trace(tmp_path / "none", "auto", 10)
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (BURST.replace("45.5", "nan"), "line 3"),
+        (BURST.replace("1087", "1e12"), "line 3"),
+        (MOONCAKE.replace("1030", "1000000000000"), "line 2"),
+        (MOONCAKE.replace('"hash_ids": [46, 47, 99]', '"hash_ids": 4'), "line 2"),
+    ],
+)
+def test_values_that_cannot_be_are_named_with_their_line(text: str, line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        parse_trace(io.StringIO(text), "auto", 10)
+
+
+def test_no_more_of_a_trace_is_read_than_is_needed() -> None:
+    file = io.StringIO(BURST + "99,ChatGPT,1,1,2,API log\n" * 10_000)
+    assert len(parse_trace(file, "auto", 5).rows) == 5
+    assert file.tell() < 1000
+
+
+def test_a_duration_ends_a_trace_and_steps_early(tmp_path: Path) -> None:
+    file = tmp_path / "trace"
+    file.write_text(AZURE)
+    for duration, count in ((None, 2), (4, 1)):
+        work = workload(Plan(load=Trace(file=file), duration=duration), "m", "n")
+        assert work.starts is not None
+        assert len(list(work.starts)) == count
+    load = Steps.model_validate({"steps": [{"rate": 50, "seconds": 10}, {"rate": 50, "seconds": 10}]})
+    assert max(arrivals(Plan(load=load), seeded(1))) > 19
+    assert max(arrivals(Plan(load=load, duration=5), seeded(1))) < 5
+    assert Plan(load=load, duration=5).sending_seconds == 5
+
+
+def test_what_a_trace_could_not_replay_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "trace"
+    file.write_text(BURST)
+    assert "1 entries of the trace were left out" in workload(Plan(load=Trace(file=file)), "m", "n").notes[0]
+
+
 @given(st.text(max_size=300), st.sampled_from(["auto", "burstgpt", "azure", "mooncake", "sharegpt"]))
 def test_noise_breaks_nothing(text: str, name: str) -> None:
     with contextlib.suppress(ValueError):
@@ -233,6 +272,9 @@ def test_short_forms_of_lengths() -> None:
         {"objectives": ["nobody: ttft < 1s"]},
         {"objectives": ["ttft"]},
         {"target": "http://elsewhere"},
+        {"load": {"shape": "poisson", "rate": float("inf")}},
+        {"mix": [{"name": "a", "stream": False, "cancel": {"fraction": 1}}]},
+        {"budget": {"requests": -1}},
     ],
 )
 def test_plans_that_make_no_sense(plan: dict[str, object]) -> None:

@@ -75,6 +75,15 @@ def test_confidence_intervals_cover_the_truth_about_as_often_as_they_say() -> No
 def test_too_little_data_has_no_interval() -> None:
     assert Blocks([Histogram.of([1.0])] * 20).intervals([50]) == {}
     assert mean_interval([1.0, 2.0]) is None
+    enough_for = Blocks([Histogram.of([n / 10 for n in range(1, 11)])] * 20).intervals([50, 90, 95, 99])
+    assert set(enough_for) == {50, 90, 95}, "a P99 of 200 values is their maximum, and no interval holds it"
+
+
+def test_histograms_add_up() -> None:
+    whole, part = Histogram.of([0.1, 0.2, 5.0]), Histogram.of([5.0])
+    part.add(Histogram.of([0.1, 0.2]))
+    assert (list(part), part.total, part.max) == (list(whole), 3, 5.0)
+    assert part.mean == pytest.approx(whole.mean)
 
 
 def test_a_ratio_shows_a_change_and_only_a_change() -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from daemons.loadtest.client.frames import Progress
 from daemons.loadtest.client.records import Outcome, Record, Records
+from daemons.loadtest.command import Exit, exit_status
 from daemons.loadtest.load.plan import Constant, Plan
 from daemons.loadtest.measure.analysis import analyse
 from daemons.loadtest.measure.attribution import attribute
@@ -18,6 +19,7 @@ from daemons.loadtest.measure.capacity import Capacity, find_capacity
 from daemons.loadtest.measure.compare import compare
 from daemons.loadtest.measure.results import Result
 from daemons.loadtest.measure.samples import Gauge, Measured
+from daemons.loadtest.measure.saved import saved
 from daemons.loadtest.measure.scrape import (
     Kind,
     Snapshot,
@@ -130,6 +132,45 @@ def test_a_result_survives_being_saved() -> None:
     assert msgspec.json.decode(msgspec.json.encode(result), type=Result) == result
 
 
+def test_the_time_before_the_first_answers_is_left_out() -> None:
+    """10 requests/s of 2 s each: in the first 2 s nothing can end, and the rate is 10/s nevertheless."""
+    rows = [record(n * 0.1, 2.0) for n in range(200)]
+    result = result_of(rows, warmup=None, seconds=20)
+    assert result.window[0] == pytest.approx(2, abs=0.1)
+    assert result.overall.request_rate == pytest.approx(10, rel=0.01)
+    assert result.overall.offered_rate == pytest.approx(10, rel=0.01)
+    short = result_of(rows[:40], warmup=None, seconds=4)
+    assert short.window[0] == 0, "of a run that is little longer than a request nothing can be left out"
+
+
+def test_goodput_is_never_above_the_rate() -> None:
+    group = result_of([record(n * 0.1, 2.0) for n in range(100)], "e2e p99 < 10s", seconds=10).overall
+    assert group.goodput == group.request_rate == pytest.approx(8, rel=0.02)
+
+
+def test_requests_that_never_ended_count_against_a_percentile() -> None:
+    rows = [record(n, 0.1, Outcome.OK if n % 10 else Outcome.ABANDONED) for n in range(100)]
+    checks = result_of(rows, "e2e p50 < 1s", "e2e p95 < 1s").checks
+    assert [check.met for check in checks] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "status"),
+    [
+        ((Outcome.OK,), Exit.DONE),
+        ((Outcome.OK, Outcome.RESET), Exit.DONE),
+        ((Outcome.CANCELLED,), Exit.DONE),
+        ((Outcome.RATE_LIMITED,), Exit.MISSED),
+        ((Outcome.ABANDONED,), Exit.MISSED),
+        ((Outcome.CONNECT_FAILED, Outcome.TIMEOUT), Exit.TARGET_GONE),
+        ((Outcome.CONNECT_FAILED, Outcome.OVERLOADED), Exit.MISSED),
+    ],
+)
+def test_the_exit_status_of_what_came_back(outcomes: tuple[Outcome, ...], status: Exit) -> None:
+    rows = [record(n, 0.1, outcomes[n % len(outcomes)]) for n in range(100)]
+    assert exit_status(result_of(rows)) == status
+
+
 # -- capacity
 
 
@@ -164,8 +205,33 @@ async def test_the_search_stops_at_its_ceiling_and_at_its_own_limit() -> None:
     ceiling = await find_capacity(easy, 10, 70, lambda _: None)
     assert (ceiling.low, ceiling.high) == (70, None)
     assert "own limit" in capacity_sentence(Capacity(low=1, high=None, probes=[], note="own limit"))
-    assert (await find_capacity(busy, 10, 70, lambda _: None)).note == "the generator itself is at its limit"
+    spoiled = await find_capacity(busy, 10, 70, lambda _: None)
+    assert spoiled.note == "the generator itself is at its limit"
+    assert len(spoiled.probes) == 2, "one late run on a busy machine does not end a search"
     assert (await find_capacity(hopeless, 10, 70, lambda _: None)).low is None
+
+
+async def test_a_search_that_is_interrupted_tries_nothing_more() -> None:
+    async def asked(_: float) -> Result:
+        result = result_of(steady(0.5), "e2e p95 < 200ms")
+        result.stopped_by = "asked"
+        return result
+
+    found = await find_capacity(asked, 10, 70, lambda _: None)
+    assert len(found.probes) == 1
+    assert exit_status(found.probes[0].result, None, found) == Exit.INTERRUPTED
+
+
+async def test_a_search_is_saved_with_its_answer() -> None:
+    async def probe(rate: float) -> Result:
+        return saturating(37)(rate)
+
+    found = await find_capacity(probe, 10, 100_000, lambda _: None)
+    data = msgspec.json.encode(saved(found.probes[0].result, None, found))
+    search = msgspec.json.decode(data)["search"]
+    assert (search["low"], search["high"]) == (found.low, found.high)
+    assert {tried["verdict"] for tried in search["tried"]} == {"met", "missed"}
+    assert msgspec.json.decode(data, type=Result).overall.requests == 1000
 
 
 # -- comparison
@@ -279,10 +345,23 @@ def test_the_live_display_shows_what_happened() -> None:
     console = Console(record=True, width=120, file=io.StringIO())
     console.print(render(figures))
     shown = console.export_text()
+    assert figures.token_rate == pytest.approx(4 / 1.5)
     for part in ("in flight 7", "waiting 3", "rate limited 1", "time to first token", "ok 1", "req/s █"):
         assert part in shown
     assert "waiting 3" in figures.line()
     assert "failed 1" in figures.line()
+
+
+def test_the_clock_says_how_long_it_will_take() -> None:
+    figures = Figures(planned=60)
+    for at, shown in ((7, "7 of 60 s"), (61, "61 s, awaiting the last")):
+        figures.take(
+            Records(),
+            Progress(
+                at=at, in_flight=0, backlog=0, sent=0, tokens=0, cpu_seconds=0, loop_lags=b"", records={}
+            ),
+        )
+        assert figures.clock == shown
 
 
 def test_sparkline() -> None:

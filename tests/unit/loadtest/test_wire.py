@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daemons.loadtest.client.answers import reason_in
 from daemons.loadtest.client.wire import EventParser, ProtocolError, ResponseParser
 
 EVENTS = [b'{"a":1}', b"[DONE]", b"x" * 300, b"\xc3\xa9", b"{}"]
@@ -83,6 +84,7 @@ def test_a_body_that_ends_with_the_connection() -> None:
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nab",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
         HEAD + b"xyz\r\n",
         HEAD + b"1\r\nab\r\n",
         HEAD + b"0\r\n\r\nmore",
@@ -108,3 +110,27 @@ def test_events_with_comments_names_and_crlf(cuts: list[int]) -> None:
     raw = b": keep-alive\r\n\r\nevent: x\r\ndata: 1\r\ndata:2\r\n\r\nid: 4\r\n\r\ndata: 3\r\n\r\n"
     parser = EventParser()
     assert [e for piece in split(raw, cuts) for e in parser.feed(piece)] == [b"1\n2", b"3"]
+
+
+def test_an_event_without_end() -> None:
+    parser = EventParser()
+    parser.feed(b"x" * (8 << 20))
+    with pytest.raises(ProtocolError):
+        parser.feed(b"x" * (9 << 20))
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"error":{"message":"no such model","code":404}}', "no such model"),
+        (b'{"error":"plain"}', "plain"),
+        (b'{"object":"error","message":"as vLLM once said it"}', "as vLLM once said it"),
+        (b'{"detail":"Not Found"}', "Not Found"),
+        (b'{"detail":[{"loc":["body"]}]}', '{"detail":[{"loc":["body"]}]}'),
+        (b"\xff\x1b[31m two\nlines", "\ufffd [31m two lines"),
+        (b"", ""),
+        (b"x" * 5000, "x" * 300),
+    ],
+)
+def test_the_reason_in_an_error(body: bytes, said: str) -> None:
+    assert reason_in(body) == said
