@@ -108,6 +108,6 @@ class MockEngine:
         return body
 
     def stats(self) -> dict[str, Any]:
-        """What the engine did: served, aborted, tokens, running, waiting, cpu_seconds, gaps_us."""
+        """What the engine did: served, aborted, tokens, running, waiting, cpu_seconds, gaps_us, totals_us."""
         answer: dict[str, Any] = json.loads(self.get("/stats"))
         return answer

@@ -17,8 +17,8 @@
 // closes after 5 tokens), "fault:stall=5" (silence after 5 tokens), "fault:error=5" (an error event after 5
 // tokens), "fault:reset" (the connection closes before an answer), "fault:garbage" (an answer that is not HTTP).
 //
-// GET /metrics answers in vLLM's names, GET /stats as JSON: what was served and the gaps between tokens as they
-// were sent, in buckets of 10 us.
+// GET /metrics answers in vLLM's names, GET /stats as JSON: what was served, the gaps between tokens as they were
+// sent and the time from each request to its answer's end, in buckets of 10 us.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -78,7 +78,7 @@ static int epoll_fd, timer_fd;
 static uint64_t armed;
 static conn *queue_head, *queue_tail;
 static int serving, waiting;
-static uint64_t served, aborted, sent_tokens, prompt_tokens_total, gaps[GAP_BUCKETS];
+static uint64_t served, aborted, sent_tokens, prompt_tokens_total, gaps[GAP_BUCKETS], totals[GAP_BUCKETS];
 static histogram h_queue = {.name = "vllm:request_queue_time_seconds"},
                  h_prefill = {.name = "vllm:request_prefill_time_seconds"},
                  h_decode = {.name = "vllm:request_decode_time_seconds"},
@@ -91,6 +91,11 @@ static uint64_t now_us(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
+}
+
+static void tally(uint64_t *buckets, uint64_t us) {
+  uint64_t bucket = us / GAP_US;
+  buckets[bucket < GAP_BUCKETS ? bucket : GAP_BUCKETS - 1]++;
 }
 
 static void observe(histogram *h, uint64_t us) {
@@ -220,6 +225,7 @@ static void finish(conn *c) {
   observe(&h_prefill, c->first - c->started);
   observe(&h_decode, now - c->first);
   observe(&h_e2e, now - c->arrived);
+  tally(totals, now - c->arrived);
   leave(c);
 }
 
@@ -297,8 +303,7 @@ static void token(conn *c, uint64_t now) {
   c->sent++;
   event(c, delta, "null", c->continuous, c->sent);
   if (c->sent > 1) {
-    uint64_t bucket = (now - c->last_send) / GAP_US;
-    gaps[bucket < GAP_BUCKETS ? bucket : GAP_BUCKETS - 1]++;
+    tally(gaps, now - c->last_send);
   }
   c->last_send = now;
   sent_tokens++;
@@ -373,17 +378,25 @@ static void render_metrics(buffer *b) {
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) render_histogram(b, all[i]);
 }
 
+static void render_tally(buffer *b, const char *name, const uint64_t *buckets) {
+  const char *comma = "";
+  appendf(b, "\"%s\":[", name);
+  for (unsigned i = 0; i < GAP_BUCKETS; i++)
+    if (buckets[i]) { appendf(b, "%s[%u,%lu]", comma, i * GAP_US, (unsigned long)buckets[i]); comma = ","; }
+  append(b, "]", 1);
+}
+
 static void render_stats(buffer *b) {
   struct rusage r;
   getrusage(RUSAGE_SELF, &r);
   double cpu = (double)r.ru_utime.tv_sec + (double)r.ru_utime.tv_usec / 1e6 + (double)r.ru_stime.tv_sec +
                (double)r.ru_stime.tv_usec / 1e6;
-  appendf(b, "{\"served\":%lu,\"aborted\":%lu,\"tokens\":%lu,\"running\":%d,\"waiting\":%d,\"cpu_seconds\":%.3f,\"gaps_us\":[",
+  appendf(b, "{\"served\":%lu,\"aborted\":%lu,\"tokens\":%lu,\"running\":%d,\"waiting\":%d,\"cpu_seconds\":%.3f,",
           (unsigned long)served, (unsigned long)aborted, (unsigned long)sent_tokens, serving, waiting, cpu);
-  const char *comma = "";
-  for (unsigned i = 0; i < GAP_BUCKETS; i++)
-    if (gaps[i]) { appendf(b, "%s[%u,%lu]", comma, i * GAP_US, (unsigned long)gaps[i]); comma = ","; }
-  appendf(b, "]}");
+  render_tally(b, "gaps_us", gaps);
+  append(b, ",", 1);
+  render_tally(b, "totals_us", totals);
+  append(b, "}", 1);
 }
 
 static void get(conn *c, const char *path) {
