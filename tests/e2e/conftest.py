@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -45,7 +46,10 @@ def tiny_model() -> Path:
     """The tiny model; built where it is not there yet."""
     folder = image.cache_folder().parent / "models" / "tiny"
     if not (folder / "config.json").is_file():
-        pytest.skip(f"no tiny model in {folder}: make up builds it")
+        python = REPO / ".venv-vllm/bin/python"
+        if not python.exists():
+            pytest.skip("no vLLM to build the tiny model with: make test installs it into .venv-vllm")
+        subprocess.run([str(python), str(REPO / "tests/support/build_tiny_model.py")], check=True)
     return folder
 
 
@@ -54,6 +58,8 @@ def lab(mirror: Path) -> Iterator[hosts.Lab]:
     """The network of test hosts; ``$LLM_E2E_LAB`` names a folder where they stay up from run to run."""
     if (reason := hosts.missing()) is not None:
         pytest.skip(reason)
+    # A run that is told to end takes its hosts along.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if kept := os.environ.get("LLM_E2E_LAB"):
         found = hosts.Lab.found(Path(kept), mirror)
         if not found.base.exists():

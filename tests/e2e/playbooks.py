@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from tests.e2e.lab.hosts import MIRROR, Host
+from tests.e2e.lab.host import Host
+from tests.e2e.lab.hosts import MIRROR
 from tests.e2e.lab.packages import REPOSITORIES
 
 Result = TypeVar("Result")

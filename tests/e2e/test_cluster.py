@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.lab import gpus
-from tests.e2e.lab.hosts import Host, Lab
+from tests.e2e.lab.host import Host
+from tests.e2e.lab.hosts import Lab
 from tests.e2e.load import Load
 from tests.e2e.playbooks import TINY, Playbooks, until
 

@@ -11,7 +11,8 @@ from daemons.runtime.version import VERSION
 from tests.e2e import manual
 from tests.e2e.conftest import Wheels
 from tests.e2e.lab import gpus
-from tests.e2e.lab.hosts import Host, Lab
+from tests.e2e.lab.host import Host
+from tests.e2e.lab.hosts import Lab
 from tests.e2e.load import Load
 from tests.e2e.playbooks import ANSIBLE, HF_TOKEN, TINY, Playbooks, until
 

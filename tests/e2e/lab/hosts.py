@@ -2,32 +2,26 @@
 
 import contextlib
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.e2e.lab import gpus, image, packages, registries
+from tests.e2e.lab.host import NETWORK, Host, LabError, execute
 
 BRIDGE = "llme2e0"
-NETWORK = "10.91.7"
 PROXY_PORT = 3142
+RECORD = Path("/run/llm-e2e")
+"""Holds the folder of the lab that is up; there is one network for it."""
 MIRROR = "/srv/mirror"
 """Where hosts see the folder of downloads."""
 HERE = Path(__file__).parent
 PROGRAMS = ("systemd-nspawn", "mmdebstrap", "ip", "nsenter", "ssh", "ssh-keygen", *packages.PROGRAMS)
 PACKAGES = "systemd-container mmdebstrap iproute2 openssh-client procps gcc libc6-dev gnupg"
-_GUEST_ENV = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "LANG": "C.UTF-8",
-    "HOME": "/root",
-    "container": "systemd-nspawn",
-}
 _NSPAWN = (
     # The machine has no system bus to register at.
     "--register=no",
@@ -43,10 +37,6 @@ _NSPAWN = (
 )
 
 
-class LabError(RuntimeError):
-    """A test host could not be made or entered."""
-
-
 def missing() -> str | None:
     """Why test hosts cannot be booted here, with the cure; None where they can."""
     if os.geteuid() != 0:
@@ -57,119 +47,6 @@ def missing() -> str | None:
     if not registries.apt_sources() and not image.kept_archive().exists():
         return f"apt on this machine knows no Debian {registries.SUITE} archive to build the hosts from"
     return None
-
-
-def _run(*command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-    if check and done.returncode:
-        raise LabError(f"{shlex.join(map(str, command))}: {done.stderr.strip() or done.stdout.strip()}")
-    return done
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def _comm(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
-
-
-@dataclass(slots=True)
-class Host:
-    """A booted host: `run` enters it, its root file system is at ``folder/root``."""
-
-    name: str
-    number: int
-    folder: Path
-
-    @property
-    def address(self) -> str:
-        """Its IPv4 address on the test network."""
-        return f"{NETWORK}.{self.number}"
-
-    @property
-    def root(self) -> Path:
-        """Its root file system as this machine sees it."""
-        return self.folder / "root"
-
-    def leader(self) -> int | None:
-        """This machine's process id of the host's PID 1, which changes with every reboot."""
-        try:
-            launcher = int((self.folder / "pid").read_text())
-        except (OSError, ValueError):
-            return None
-        for nspawn in _children(launcher):
-            if _comm(nspawn) == "systemd-nspawn":
-                for init in _children(nspawn):
-                    return init
-        return None
-
-    def run(
-        self,
-        *command: str,
-        check: bool = True,
-        timeout: float = 120,
-        stdin: str | None = None,
-    ) -> subprocess.CompletedProcess[str]:
-        """Run `command` in the host as root.
-
-        Raises:
-            LabError: it failed and `check` is set, or the host is down.
-        """
-        leader = self.leader()
-        if leader is None:
-            raise LabError(f"{self.name} is not running")
-        done = subprocess.run(
-            ["nsenter", "-t", str(leader), "-a", "-r", "-w", "--", *command],
-            capture_output=True,
-            text=True,
-            # The journal may hold anything.
-            errors="replace",
-            check=False,
-            timeout=timeout,
-            input=stdin,
-            env=_GUEST_ENV,
-        )
-        if check and done.returncode:
-            said = f"{done.returncode}\n{done.stdout}{done.stderr}"
-            raise LabError(f"{self.name}: {shlex.join(command)}: {said}")
-        return done
-
-    def sh(self, script: str, check: bool = True, timeout: float = 120) -> str:
-        """What a shell script prints in the host, without the final newline."""
-        return self.run("sh", "-c", script, check=check, timeout=timeout).stdout.rstrip("\n")
-
-    def wait_booted(self, seconds: float = 90) -> str:
-        """Wait for ``running`` or ``degraded`` and return which.
-
-        Raises:
-            LabError: neither came in time, or the host died.
-        """
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            leader = self.leader()
-            if leader is not None and _comm(leader) == "systemd":
-                state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
-                if state in {"running", "degraded"}:
-                    return state
-            time.sleep(0.05)
-        console = (self.folder / "console.log").read_text(errors="replace")[-2000:]
-        raise LabError(f"{self.name} did not boot:\n{console}")
-
-    def reboot(self, seconds: float = 120) -> str:
-        """Reboot and wait until the host is up again."""
-        before = self.leader()
-        self.run("systemctl", "reboot", check=False)
-        deadline = time.monotonic() + seconds
-        while self.leader() == before and time.monotonic() < deadline:
-            time.sleep(0.1)
-        return self.wait_booted(seconds)
 
 
 class Lab:
@@ -196,16 +73,33 @@ class Lab:
         return f"{NETWORK}.1"
 
     def up(self) -> None:
-        """Build the base system and bring the network up."""
+        """Build the base system and bring the network up.
+
+        Raises:
+            LabError: another lab is up, and whoever opened it is too.
+        """
+        self._replace_abandoned()
+        RECORD.write_text(f"{os.getpid()} {self.work}")
         for folder in (self.work, self.mirror):
             folder.mkdir(parents=True, exist_ok=True)
         if not self.base.exists():
             image.build(self.base, self.work, self.gateway, PROXY_PORT)
             gpus.publish_stubs(self.work / "packages")
-        _run("ip", "link", "add", BRIDGE, "type", "bridge")
-        _run("ip", "addr", "add", f"{self.gateway}/24", "dev", BRIDGE)
-        _run("ip", "link", "set", BRIDGE, "up")
+        execute("ip", "link", "add", BRIDGE, "type", "bridge")
+        execute("ip", "addr", "add", f"{self.gateway}/24", "dev", BRIDGE)
+        execute("ip", "link", "set", BRIDGE, "up")
         self._proxy()
+
+    def _replace_abandoned(self) -> None:
+        """Take down what a killed run has left."""
+        if not RECORD.exists():
+            return
+        pid, _, folder = RECORD.read_text().partition(" ")
+        if Path(f"/proc/{pid}").exists():
+            raise LabError(f"process {pid} has hosts up in {folder}: let it end, or kill it")
+        Lab.found(Path(folder), self.mirror).down()
+        if Path(folder) != self.work:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _proxy(self) -> None:
         with (self.work / "proxy.log").open("w") as log:
@@ -244,7 +138,7 @@ class Lab:
         self._link(host)
         lower = ":".join(map(str, [*layers, self.base]))
         options = f"lowerdir={lower},upperdir={host.folder}/up,workdir={host.folder}/work"
-        _run("mount", "-t", "overlay", f"llm-e2e-{name}", "-o", options, host.root)
+        execute("mount", "-t", "overlay", f"llm-e2e-{name}", "-o", options, host.root)
         (host.root / "etc/hostname").write_text(f"{name}\n")
         known = [f"{one.address} {one.name}" for one in self.hosts.values()]
         (host.root / "etc/hosts").write_text("\n".join(["127.0.0.1 localhost", "::1 localhost", *known, ""]))
@@ -260,7 +154,7 @@ class Lab:
         if not kept.exists():
             kept.parent.mkdir(parents=True)
             # Links cost nothing, and the host's own may go.
-            _run("cp", "--archive", "--link", host.folder / "up" / folder, kept)
+            execute("cp", "--archive", "--link", host.folder / "up" / folder, kept)
 
     def layers(self) -> list[Path]:
         """What `keep` kept, as layers for `boot`."""
@@ -269,14 +163,14 @@ class Lab:
 
     def _link(self, host: Host) -> None:
         outer = f"llme2e{host.number}"
-        _run("ip", "netns", "add", host.name)
-        _run("ip", "link", "add", outer, "type", "veth", "peer", "name", "host0", "netns", host.name)
-        _run("ip", "link", "set", outer, "master", BRIDGE, "up")
+        execute("ip", "netns", "add", host.name)
+        execute("ip", "link", "add", outer, "type", "veth", "peer", "name", "host0", "netns", host.name)
+        execute("ip", "link", "set", outer, "master", BRIDGE, "up")
         inside = ("ip", "-n", host.name)
-        _run(*inside, "addr", "add", f"{host.address}/24", "dev", "host0")
-        _run(*inside, "link", "set", "host0", "up")
-        _run(*inside, "link", "set", "lo", "up")
-        _run(*inside, "route", "add", "default", "via", self.gateway)
+        execute(*inside, "addr", "add", f"{host.address}/24", "dev", "host0")
+        execute(*inside, "link", "set", "host0", "up")
+        execute(*inside, "link", "set", "lo", "up")
+        execute(*inside, "route", "add", "default", "via", self.gateway)
 
     def _launch(self, host: Host) -> None:
         binds = [
@@ -306,18 +200,18 @@ class Lab:
 
     def cut(self, host: Host) -> None:
         """Take the host off the network, as a pulled cable does."""
-        _run("ip", "link", "set", f"llme2e{host.number}", "down")
+        execute("ip", "link", "set", f"llme2e{host.number}", "down")
 
     def mend(self, host: Host) -> None:
         """Put a cut host back on the network."""
-        _run("ip", "link", "set", f"llme2e{host.number}", "up")
+        execute("ip", "link", "set", f"llme2e{host.number}", "up")
 
     def remove(self, host: Host) -> None:
         """Power the host off and remove everything of it."""
         self._stop(host)
-        _run("ip", "link", "del", f"llme2e{host.number}", check=False)
-        _run("umount", "-l", host.root, check=False)
-        _run("ip", "netns", "del", host.name, check=False)
+        execute("ip", "link", "del", f"llme2e{host.number}", check=False)
+        execute("umount", "-l", host.root, check=False)
+        execute("ip", "netns", "del", host.name, check=False)
         for hierarchy in Path("/sys/fs/cgroup").iterdir():
             _remove_cgroups(hierarchy / f"llm-e2e-{host.name}")
         shutil.rmtree(host.folder, ignore_errors=True)
@@ -345,6 +239,8 @@ class Lab:
         for process in self._processes:
             # Nobody waits for it, and that is meant.
             process.returncode = 0
+        # It belongs to nobody from now on, and stays until a run without it, or `down`.
+        RECORD.write_text(f"0 {self.work}")
 
     def down(self) -> None:
         """Remove the hosts and the network; the base system stays until its folder goes."""
@@ -356,7 +252,8 @@ class Lab:
             _gone(pid, 5)
         for process in self._processes:
             process.wait(10)
-        _run("ip", "link", "del", BRIDGE, check=False)
+        execute("ip", "link", "del", BRIDGE, check=False)
+        RECORD.unlink(missing_ok=True)
 
 
 def _gone(pid: int, seconds: float) -> bool:
