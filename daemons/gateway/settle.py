@@ -101,6 +101,9 @@ class Settle:
             # The engine worked on it and did not come to say how much.
             self._metrics.uncertain_usage.add((exchange.model_label,))
             return TokenCounts(prompt=exchange.prompt_estimate), True
+        if not counts.prompt:
+            self._metrics.uncertain_usage.add((exchange.model_label,))
+            return TokenCounts(exchange.prompt_estimate, completion=counts.completion), True
         return counts, False
 
     def _count(self, exchange: Exchange, counts: TokenCounts, outcome: str, now: float) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from daemons.gateway.api.forms import ANTHROPIC, OPENAI, RESPONSES, Form
 from daemons.gateway.policy.sanitise import EngineFields
+from daemons.gateway.relay.choices import ChoicesFilter
 from daemons.gateway.relay.sse import EventFilter, OpenAIFilter, messages_filter, responses_filter
 
 
@@ -17,25 +18,28 @@ class Endpoint:
         name: short name in logs and metrics.
         form: how errors are told.
         fields: what the engine understands there.
-        events: makes the filter of a stream from `keep_final` and `keep_all`; None where nothing streams.
+        events: makes the filter of a stream from `keep_final`, `keep_all` and `answers`; None where nothing
+            streams.
     """
 
     path: str
     name: str
     form: Form
     fields: EngineFields
-    events: Callable[[bool, bool], EventFilter] | None = None
+    events: Callable[[bool, bool, int], EventFilter] | None = None
 
 
-def _openai(keep_final: bool, keep_all: bool) -> EventFilter:
+def _openai(keep_final: bool, keep_all: bool, answers: int) -> EventFilter:
+    if answers:
+        return ChoicesFilter(keep_final=keep_final, keep_all=keep_all, answers=answers)
     return OpenAIFilter(keep_final=keep_final, keep_all=keep_all)
 
 
-def _responses(_: bool, __: bool) -> EventFilter:
+def _responses(_: bool, __: bool, ___: int) -> EventFilter:
     return responses_filter()
 
 
-def _messages(_: bool, __: bool) -> EventFilter:
+def _messages(_: bool, __: bool, ___: int) -> EventFilter:
     return messages_filter()
 
 

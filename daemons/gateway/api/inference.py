@@ -188,7 +188,7 @@ class Inference:
                 fields=fields,
                 patience=patience,
                 observer=series,
-                events=lambda: events(asked_for.keep_final, asked_for.keep_all),
+                events=lambda: events(asked_for.keep_final, asked_for.keep_all, asked_for.answers),
                 error_event=endpoint.form.event,
                 chunked=chunked,
             )

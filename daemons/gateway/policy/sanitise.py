@@ -8,6 +8,7 @@ import msgspec
 
 from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.policy.bounds import PolicySettings
+from daemons.gateway.policy.checks import value_of
 from daemons.gateway.policy.media import NO_MEDIA, Media, check_media, may_hold_media, only_texts
 from daemons.gateway.policy.structure import check_structure
 from daemons.gateway.policy.table import RULES, Action
@@ -70,6 +71,7 @@ class Sanitised(msgspec.Struct, frozen=True):
         body: what the engine gets.
         prompt_tokens: the estimated size of the prompt.
         answer_tokens: tokens that the answers may have; None is as many as the model makes.
+        answers: to each prompt of a stream that has several in all; 0 where there is but one.
     """
 
     model: str
@@ -79,6 +81,7 @@ class Sanitised(msgspec.Struct, frozen=True):
     body: bytes
     prompt_tokens: int
     answer_tokens: int | None
+    answers: int = 0
 
 
 def parse(raw: bytes) -> Body:
@@ -180,6 +183,7 @@ class Policy:
             body=_encode(body) if changed else raw,
             prompt_tokens=_prompt_tokens(len(raw), media) if fields.metered else 0,
             answer_tokens=_answer_tokens(body) if fields.streams else 0,
+            answers=_answers(body) if stream else 0,
         )
 
     def _apply(self, body: Body) -> bool:
@@ -236,6 +240,16 @@ def _answer_tokens(body: Body) -> int | None:
             n = body.get("n")
             return int(most) * (int(answers) if n and (answers := bytes(n)).isdigit() else 1)
     return None
+
+
+def _answers(body: Body) -> int:
+    """Answers to each prompt; 0 where there is one prompt and one answer."""
+    if "n" not in body and "prompt" not in body:
+        return 0
+    n = value_of("n", body["n"]) if "n" in body else 1
+    answers = int(n) if isinstance(n, float | int) and n >= 1 else 1
+    several = answers > 1 or ("prompt" in body and bytes(memoryview(body["prompt"])[:1]) == b"[")
+    return answers if several else 0
 
 
 def _stream_options(body: Body) -> _StreamOptions | None:

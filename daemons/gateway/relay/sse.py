@@ -197,8 +197,10 @@ class NamedFilter(EventFilter):
     def usage(self) -> TokenCounts | None:
         """The latest counts the engine gave; for an answer cut short, one token for every piece of it."""
         latest = read_usage(self._usages[-1]) if self._usages else None
-        if self.complete or latest is None:
+        if self.complete:
             return latest
+        if latest is None:
+            return TokenCounts(completion=self._pieces) if self._pieces else None
         return TokenCounts(latest.prompt, latest.cached, max(latest.completion, self._pieces))
 
 

@@ -129,6 +129,23 @@ def test_a_body_of_millions_of_values_is_refused_at_once() -> None:
         assert time.process_time() - began < 5
 
 
+@pytest.mark.parametrize(
+    ("body", "answers"),
+    [
+        ({"messages": []}, 0),
+        ({"messages": [], "n": 1}, 0),
+        ({"messages": [], "n": 3}, 3),
+        ({"messages": [], "n": 2.0}, 2),
+        ({"messages": [], "n": None}, 0),
+        ({"prompt": "a"}, 0),
+        ({"prompt": ["a", "b"]}, 1),
+        ({"prompt": ["a", "b"], "n": 2}, 2),
+    ],
+)
+def test_streams_of_several_answers_are_known(body: dict[str, Any], answers: int) -> None:
+    assert ask({"model": "m", "stream": True, **body}).answers == answers
+
+
 def test_media_are_not_counted_as_text() -> None:
     image = _image("data:image/png;base64," + "A" * 400_000)
     assert 1024 < ask(image).prompt_tokens < 1200

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemons.gateway.relay import sse
+from daemons.gateway.relay.choices import ChoicesFilter
 from daemons.gateway.relay.sse import EventFilter, OpenAIFilter, TokenCounts, UsageScan, read_usage
 from tests.unit.gateway.test_http1 import split
 
@@ -70,6 +71,39 @@ def test_any_bytes_split_anyhow_give_the_same(data: bytes, places: list[int]) ->
     once = whole.feed(data)
     assert b"".join(parts.feed(piece) for piece in split(data, places)) == once
     assert (parts.complete, parts.error, parts.events) == (whole.complete, whole.error, whole.events)
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.lists(st.integers(0, 8), max_size=30), cuts, st.booleans())
+def test_several_answers_are_counted_together_even_when_cut_short(
+    answers: int, prompts: int, order: list[int], places: list[int], whole: bool
+) -> None:
+    """Each event tells what its own answer used; a client that leaves before the end is billed for all."""
+    counts: dict[int, int] = {}
+    stream = b""
+    for index in (index % (answers * prompts) for index in order):
+        counts[index] = counts.get(index, 0) + 1
+        choice = {"index": index, "delta": {"content": "x"}}
+        stream += _event({"id": "x", "choices": [choice], "usage": _usage(counts[index])})
+    if whole:
+        stream += _event({"id": "x", "choices": [], "usage": _usage(99)}) + b"data: [DONE]\n\n"
+    made = ChoicesFilter(keep_final=False, keep_all=False, answers=answers)
+    out = b"".join(made.feed(piece) for piece in split(stream, places))
+    assert b"usage" not in out
+    asked = len({index // answers for index in counts})
+    if whole:
+        assert made.usage() == TokenCounts(9, 3, 99)
+    elif counts:
+        assert made.usage() == TokenCounts(9 * asked, 3 * asked, sum(counts.values()))
+    else:
+        assert made.usage() is None
+
+
+def test_a_response_cut_short_is_counted_by_its_pieces() -> None:
+    made = sse.responses_filter()
+    made.feed(b'event: response.created\ndata: {"response":{"usage":null}}\n\n')
+    assert made.usage() is None
+    made.feed(b'event: response.output_text.delta\ndata: {"delta":"a"}\n\n' * 3)
+    assert made.usage() == TokenCounts(0, 0, 3)
 
 
 def test_after_an_error_nothing_looks_like_an_end() -> None:
