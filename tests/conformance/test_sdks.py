@@ -1,141 +1,20 @@
 """The official clients against the gateway before the real vLLM: what users will do on the first day."""
 
-import contextlib
-import os
-import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anthropic
 import openai
 import pytest
-import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.gateway import KEY, write_key
+from tests.support.gateway import KEY
+from tests.support.vllm_stack import Stack
 
 pytestmark = [pytest.mark.vllm, pytest.mark.sdks, pytest.mark.timeout(900)]
 
-PROJECT = Path(__file__).parents[2]
-VLLM = PROJECT / ".venv-vllm" / "bin"
-START_SECONDS = 300.0
-QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TORCHDYNAMO_DISABLE": "1"}
-COMMON = [
-    "--max-num-seqs",
-    "8",
-    "--enforce-eager",
-    "--kv-cache-memory-bytes",
-    "67108864",
-    "--host",
-    "127.0.0.1",
-]
-TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 HELLO: Any = [{"role": "user", "content": "Say hello."}]
-
-
-def free_port() -> int:
-    """A port that was free a moment ago: vLLM does not say which one it took."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-    return port
-
-
-def wait_for(url: str, seconds: float, process: "subprocess.Popen[bytes]") -> None:
-    """Until `url` answers 200."""
-    ends = time.monotonic() + seconds
-    while time.monotonic() < ends:
-        assert process.poll() is None, "the process ended while starting"
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=10) as response:
-            if response.status == 200:
-                return
-        time.sleep(0.2)
-    raise AssertionError(f"{url} does not answer")
-
-
-@contextlib.contextmanager
-def process(command: list[str], log: Path, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that ends with the context."""
-    with log.open("wb") as out:
-        made = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **environment})
-    try:
-        yield made
-    finally:
-        made.terminate()
-        try:
-            made.wait(60)
-        except subprocess.TimeoutExpired:
-            made.kill()
-            made.wait()
-
-
-class Stack:
-    """A gateway before two engines: model ``m`` talks, model ``e`` embeds."""
-
-    def __init__(self, url: str, metrics_url: str, engine_url: str) -> None:
-        self.url = url
-        self.metrics_url = metrics_url
-        self.engine_url = engine_url
-
-    def openai(self, key: str = KEY, **more: Any) -> openai.OpenAI:
-        """The OpenAI client."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, **more)
-
-    def anthropic(self, key: str = KEY) -> anthropic.Anthropic:
-        """The Anthropic client."""
-        return anthropic.Anthropic(base_url=self.url, api_key=key)
-
-    def running(self) -> float:
-        """Requests that the talking engine works on."""
-        with urllib.request.urlopen(f"{self.engine_url}/metrics", timeout=20) as response:
-            families = text_string_to_metric_families(response.read().decode())
-        return sum(s.value for f in families for s in f.samples if f.name == "vllm:num_requests_running")
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    if not (VLLM / "vllm").exists():
-        pytest.skip("no vLLM: .venv-vllm is not installed")
-    folder = tmp_path_factory.mktemp("conformance")
-    model = folder / "tiny"
-    builder = PROJECT / "tests" / "support" / "build_tiny_model.py"
-    subprocess.run([VLLM / "python", builder, model], check=True, timeout=300, capture_output=True)
-    talk, embed, port, metrics = (free_port() for _ in range(4))
-    serve = [str(VLLM / "vllm"), "serve", str(model), *COMMON]
-    talking = [*serve, "--port", str(talk), "--served-model-name", "m", "--max-model-len", "2048", *TOOLS]
-    embedding = [*serve, "--port", str(embed), "--served-model-name", "e", "--max-model-len", "512"]
-    embedding += ["--runner", "pooling", "--convert", "embed"]
-    write_key(folder / "keys.d", "team")
-    engines = [
-        {"name": "talk", "url": f"http://127.0.0.1:{talk}", "models": ["m"]},
-        {"name": "embed", "url": f"http://127.0.0.1:{embed}", "models": ["e"]},
-    ]
-    config = {"listen": {"port": port}, "metrics": {"port": metrics}, "engines": engines}
-    (folder / "gateway.yaml").write_text(yaml.safe_dump(config))
-    gateway = [sys.executable, "-m", "daemons.gateway", "--config", str(folder / "gateway.yaml")]
-    with (
-        process(talking, folder / "talk.log", **QUIET) as one,
-        process(embedding, folder / "embed.log", **QUIET) as two,
-    ):
-        wait_for(f"http://127.0.0.1:{talk}/health", START_SECONDS, one)
-        wait_for(f"http://127.0.0.1:{embed}/health", START_SECONDS, two)
-        with process(gateway, folder / "gateway.log") as three:
-            url = f"http://127.0.0.1:{port}"
-            wait_for(f"{url}/ready", 60, three)
-            yield Stack(url, f"http://127.0.0.1:{metrics}/metrics", f"http://127.0.0.1:{talk}")
-
-
-@pytest.fixture
-def client(stack: Stack) -> Iterator[openai.OpenAI]:
-    with stack.openai() as made:
-        yield made
-
-
 FIXED: dict[str, Any] = {"max_tokens": 8, "extra_body": {"ignore_eos": True}}
 
 
@@ -216,7 +95,8 @@ def test_structured_output_and_tools(client: openai.OpenAI) -> None:
     called = client.chat.completions.create(
         model="m",
         messages=HELLO,
-        max_tokens=60,
+        max_tokens=200,
+        temperature=0,
         tools=[{"type": "function", "function": {"name": "look", "parameters": schema}}],
         tool_choice={"type": "function", "function": {"name": "look"}},
     )
@@ -224,6 +104,33 @@ def test_structured_output_and_tools(client: openai.OpenAI) -> None:
     assert calls
     assert calls[0].type == "function"
     assert calls[0].function.name == "look"
+
+
+def test_tools_structure_and_logprobs_streamed(client: openai.OpenAI) -> None:
+    schema: Any = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    with client.chat.completions.create(
+        model="m",
+        messages=HELLO,
+        max_tokens=200,
+        temperature=0,
+        stream=True,
+        tools=[{"type": "function", "function": {"name": "look", "parameters": schema}}],
+        tool_choice={"type": "function", "function": {"name": "look"}},
+    ) as stream:
+        calls = [c for chunk in stream if chunk.choices for c in chunk.choices[0].delta.tool_calls or []]
+    assert {call.function.name for call in calls if call.function and call.function.name} == {"look"}
+    with client.chat.completions.create(
+        model="m",
+        messages=HELLO,
+        max_tokens=60,
+        stream=True,
+        logprobs=True,
+        top_logprobs=2,
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+    ) as stream:
+        chunks = [chunk.choices[0] for chunk in stream if chunk.choices]
+    assert "".join(c.delta.content or "" for c in chunks).lstrip().startswith("{")
+    assert any(c.logprobs and c.logprobs.content and c.logprobs.content[0].top_logprobs for c in chunks)
 
 
 def test_completions_and_responses(client: openai.OpenAI) -> None:
@@ -254,6 +161,34 @@ def test_anthropic(stack: Stack) -> None:
             client.messages.create(model="x", max_tokens=8, messages=HELLO)
     with stack.anthropic("wrong") as client, pytest.raises(anthropic.AuthenticationError):
         client.messages.create(model="m", max_tokens=8, messages=HELLO)
+
+
+def test_anthropic_tools_and_pages(stack: Stack) -> None:
+    # A model of noise calls no tool by itself; that one was called is told to it.
+    tool: Any = {
+        "name": "look",
+        "input_schema": {"type": "object", "properties": {"ok": {"type": "boolean"}}},
+    }
+    use = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"ok": True}}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "seen"}]}
+    turns: Any = [
+        *HELLO,
+        {"role": "assistant", "content": [use]},
+        {"role": "user", "content": [result]},
+    ]
+    with stack.anthropic() as client:
+        answer = client.messages.create(
+            model="m", max_tokens=8, messages=turns, tools=[tool], system="Be brief."
+        )
+        assert answer._request_id
+        assert answer.stop_reason
+        with client.messages.stream(model="m", max_tokens=8, messages=turns, tools=[tool]) as stream:
+            kinds = {event.type for event in stream}
+        assert {"message_start", "message_stop"} <= kinds
+        assert {model.id for model in client.models.list()} == {"m", "e"}
+        assert client.models.retrieve("m").display_name == "m"
+        with pytest.raises(anthropic.BadRequestError):
+            client.messages.create(model="m", max_tokens=999999, messages=HELLO)
 
 
 def test_errors(stack: Stack, client: openai.OpenAI) -> None:
