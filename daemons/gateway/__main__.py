@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import secrets
 import sys
 from argparse import SUPPRESS, Namespace
@@ -58,6 +59,8 @@ def _run(options: Namespace) -> int:
 
 def _work(options: Namespace) -> int:
     die_with_parent()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     loaded = settings.load(options.config)
     held = handed_sockets()
     # What is loaded by now stays for good, and a request leaves next to no cycles behind.

@@ -200,8 +200,9 @@ class Gateway(Daemon):
         path = self._settings.admin or _default_admin()
         if path is None:
             return
-        # A worker that takes over finds its predecessor still listening there, and puts itself in its place.
-        await asyncio.to_thread(path.unlink, missing_ok=True)
+        if self._succession is not None and self._succession.predecessor:
+            # It still listens there; only that of another gateway must not be taken away.
+            await asyncio.to_thread(path.unlink, missing_ok=True)
         sock = await asyncio.to_thread(listen_unix, path)
         await self._exits.enter_async_context(serving(admin.app(), sock))
 

@@ -80,11 +80,10 @@ class Succession:
 
     def _take(self, data: bytes, hear: Hear) -> None:
         try:
-            word = _decode(data)
-        except msgspec.MsgspecError as error:
+            hear(_decode(data))
+        except (msgspec.MsgspecError, KeyError) as error:
+            # One of another release may.
             log.warning("a worker that goes said what cannot be understood", reason=str(error))
-            return
-        hear(word)
         self._heard.set()
 
     async def predecessor_told(self) -> None:

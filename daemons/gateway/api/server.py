@@ -1,8 +1,10 @@
 """The HTTP server: aiohttp keeps the connections and parses requests, the relay writes the answers."""
 
 import asyncio
+import resource
 import socket
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from time import monotonic
 
 import structlog
@@ -19,6 +21,10 @@ from daemons.gateway.settings import LimitSettings, Timeouts
 
 log = structlog.get_logger()
 
+_OWN_FILES = 96
+"""Files that the process has open besides clients' and engines' connections; generous."""
+_LOOKED_AT = 256
+"""Old connections that are looked at for one that is idle."""
 SERVER = "llm-gateway"
 """What ``Server`` says: neither a version nor what it is made of."""
 _IDLE_SECONDS = 2.0
@@ -82,7 +88,10 @@ class ClientConnection(RequestHandler):
             # Covers what the kernel still holds for a client that vanished after its answer was written.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._server.user_timeout_ms)
 
+        self._server.opened(self)
+
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._server.alive.pop(self, None)
         self._server.paused.discard(self)
         relay, self.relay = self.relay, None
         if relay is not None:
@@ -131,6 +140,12 @@ class ClientConnection(RequestHandler):
         return answer
 
 
+def _most_connections() -> int:
+    """How many clients may be connected so that each can have an engine's connection too."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, (files - _OWN_FILES) // 2)
+
+
 def _not_http(error: BaseException | None, reason: str) -> ApiError:
     if isinstance(error, LineTooLong) or reason.startswith("Too many headers"):
         return ApiError(ErrorCode.HEADERS_TOO_LARGE, "The request has too many or too long header lines.")
@@ -144,6 +159,7 @@ class GatewayServer(web.Server):
 
     Attributes:
         paused: connections whose client does not read.
+        alive: all connections, in the order in which they came.
         limits: bounds on what clients send.
         idle_seconds: how long a connection may stay without a request.
         refused: told of what never became a request.
@@ -159,11 +175,23 @@ class GatewayServer(web.Server):
         self.limits = limits
         self.idle_seconds = timeouts.idle_connection
         self.paused: set[ClientConnection] = set()
+        self.alive: dict[ClientConnection, None] = {}
+        self._most = _most_connections()
         self._stalled_after = timeouts.stalled_reader
         self.user_timeout_ms = int(1000 * (timeouts.stalled_reader + 30))
 
     def __call__(self) -> ClientConnection:
         return ClientConnection(self, self._loop)
+
+    def opened(self, connection: ClientConnection) -> None:
+        """Take a new connection, in place of an idle one where there are too many."""
+        self.alive[connection] = None
+        if len(self.alive) <= self._most:
+            return
+        oldest = (other for other in islice(self.alive, _LOOKED_AT) if not other.busy)
+        leaves = next(oldest, connection)
+        del self.alive[leaves]
+        leaves.drop()
 
     def close_idle(self, now: float) -> bool:
         """While draining: close what has been idle for a while; whether no connection is left.

@@ -238,3 +238,31 @@ async def test_a_worker_does_not_outlive_a_killed_master(tmp_path: Path) -> None
             await master.process.wait()
             while alive(worker):
                 await asyncio.sleep(0.02)
+
+
+async def test_the_admin_socket_of_another_gateway_is_left_alone(tmp_path: Path) -> None:
+    """It moves from worker to worker, but a second gateway by mistake does not get it."""
+    async with FakeEngine(answer_chat) as engine, running(tmp_path, engine) as master:
+        before = master.workers()
+        master.process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(60):
+            while before & master.workers():
+                await asyncio.sleep(0.02)
+        second = tmp_path / "second"
+        second.mkdir()
+        text = yaml.safe_load((tmp_path / "gateway.yaml").read_text())
+        text |= {"listen": {"port": 0}, "metrics": {"port": 0}, "keys": str(tmp_path / "keys.d")}
+        (second / "gateway.yaml").write_text(yaml.safe_dump(text))
+        command = [sys.executable, "-m", "daemons.gateway", "--config", str(second / "gateway.yaml")]
+        other = await asyncio.create_subprocess_exec(
+            *command, stderr=asyncio.subprocess.PIPE, env=os.environ | {"RUNTIME_DIRECTORY": str(tmp_path)}
+        )
+        _, told = await asyncio.wait_for(other.communicate(), 60)
+        assert other.returncode != 0
+        assert b"already in use" in told
+        connector = aiohttp.UnixConnector(str(tmp_path / "admin.sock"))
+        async with (
+            aiohttp.ClientSession("http://gateway", connector=connector) as session,
+            session.get("/state") as response,
+        ):
+            assert (await response.json())["pid"] in master.workers()

@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.support.fake_engine import FakeEngine, answer_chat
+from tests.support.fake_engine import Call, FakeEngine, answer_chat
 from tests.support.gateway import KEY, gateway, write_key
 
 BODY = b'{"model":"m","messages":[]}'
@@ -105,6 +105,31 @@ async def test_a_connection_that_never_asks_is_closed(tmp_path: Path) -> None:
         assert await running.raw(b"") == b""
         assert await running.raw(b"GET /health HTTP/1.1\r\nHo") == b""
         assert (await running.raw(HEAD + b"Content-Length: 27\r\n\r\n{")).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_flood_of_connections_takes_no_place_from_requests(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        if call.json.get("stream"):
+            await go_on.wait()
+        await answer_chat(call)
+
+    async with FakeEngine(script) as engine, gateway(tmp_path, engine.url) as running:
+        server = running.gateway._server
+        assert server is not None
+        server._most = 10
+        stream = asyncio.create_task(running.chat(stream=True))
+        async with asyncio.timeout(20):
+            while not engine.calls:  # noqa: ASYNC110 - a call has no event
+                await asyncio.sleep(0.01)
+        idle = [await asyncio.open_connection("127.0.0.1", running.port) for _ in range(40)]
+        assert (await running.chat()).status == 200
+        assert len(server.alive) <= 10
+        go_on.set()
+        assert "[DONE]" in await (await stream).text()
+        for _, writer in idle:
+            writer.transport.abort()
 
 
 async def test_strangers_are_counted_and_logged_without_their_keys(
