@@ -18,6 +18,7 @@ class Child:
 
     Attributes:
         output: its standard output.
+        status: how it ended, as `os.waitstatus_to_exitcode` has it; None before.
     """
 
     def __init__(self, pid: int, output: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -27,6 +28,7 @@ class Child:
             OSError: out of descriptors.
         """
         self.output = output
+        self.status: int | None = None
         self._pid = pid
         self._writer = writer
         self._ended = asyncio.Event()
@@ -36,7 +38,8 @@ class Child:
     def _reap(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
-        os.waitpid(self._pid, os.WNOHANG)
+        _, status = os.waitpid(self._pid, os.WNOHANG)
+        self.status = os.waitstatus_to_exitcode(status)
         self._ended.set()
 
     @property

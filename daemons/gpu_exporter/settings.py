@@ -1,9 +1,9 @@
 """``gpu-exporter.yaml``."""
 
 from enum import StrEnum
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from daemons.runtime.settings import Settings
 from daemons.runtime.sockets import Address
@@ -16,6 +16,10 @@ class KernelLog(StrEnum):
     KMSG = "kmsg"
     JOURNAL = "journal"
     OFF = "off"
+
+
+Count = Annotated[int, Field(ge=0, strict=True)]
+Name = Annotated[str, Field(min_length=1)]
 
 
 class GpuExporterSettings(Settings):
@@ -35,7 +39,7 @@ class GpuExporterSettings(Settings):
     """The same for a fresh worker: opening NVML takes seconds a GPU without persistence mode."""
     release_hold: float = Field(default=30.0, ge=0, le=3600)
     """Seconds a reload (SIGHUP) keeps NVML closed, so that a GPU can be reset or the driver replaced."""
-    expected_gpus: int | tuple[str, ...] | None = None
+    expected_gpus: Count | tuple[Name, ...] | None = None
     """GPUs this machine should have: how many, or their UUIDs or PCI addresses; fewer is shown."""
     kernel_log: KernelLog = KernelLog.AUTO
     """Where XID lines of the kernel are read: auto (kmsg, else the journal), kmsg, journal, or off."""
@@ -43,6 +47,13 @@ class GpuExporterSettings(Settings):
     """Units shown by name per GPU; what further ones use is summed as ``other``."""
     dcgm_names: bool = False
     """Also serve the ``DCGM_FI_DEV_*`` names of dcgm-exporter, so that existing dashboards work."""
+
+    @field_validator("expected_gpus")
+    @classmethod
+    def _different(cls, expected: int | tuple[str, ...] | None) -> int | tuple[str, ...] | None:
+        if isinstance(expected, tuple) and len({name.lower() for name in expected}) < len(expected):
+            raise ValueError("names a GPU twice")
+        return expected
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

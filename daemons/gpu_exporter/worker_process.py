@@ -6,10 +6,13 @@ import sys
 from typing import Protocol
 
 import msgspec
+import structlog
 
 from daemons.gpu_exporter.child import Child, start
 from daemons.gpu_exporter.snapshot import LENGTH_BYTES, Snapshot, decode, payload_length
 from daemons.gpu_exporter.worker import Orders
+
+log = structlog.get_logger()
 
 _TERM_GRACE = 2.0
 _KILL_GRACE = 2.0
@@ -48,15 +51,19 @@ class WorkerProcess:
 
     def __init__(self, child: Child) -> None:
         self._child = child
+        self._ending = False
 
     async def next(self) -> Snapshot:
         try:
             header = await self._child.output.readexactly(LENGTH_BYTES)
             return decode(await self._child.output.readexactly(payload_length(header)))
         except (asyncio.IncompleteReadError, ConnectionError):
+            if await self._child.ended(_KILL_GRACE) and self._child.status and not self._ending:
+                log.error("the NVML worker broke down; replacing it", status=_in_words(self._child.status))
             raise EOFError from None
 
     async def end(self, *, gently: bool) -> bool:
+        self._ending = True
         self._child.close()
         if gently:
             self._child.signal(signal.SIGTERM)
@@ -67,6 +74,10 @@ class WorkerProcess:
 
     def gone(self) -> bool:
         return self._child.gone
+
+
+def _in_words(status: int) -> str:
+    return f"exit status {status}" if status > 0 else signal.Signals(-status).name
 
 
 async def spawn(orders: Orders) -> WorkerProcess:

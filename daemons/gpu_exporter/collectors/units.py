@@ -1,11 +1,12 @@
 """Memory and utilisation of the GPU by systemd unit."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pynvml
 
+from daemons.gpu_exporter.cgroup import UNKNOWN
 from daemons.gpu_exporter.collectors.base import Collector
 from daemons.gpu_exporter.families import Sample, gauge
 from daemons.gpu_exporter.nvml import Gpu
@@ -38,12 +39,13 @@ class _Usage:
 
 
 class Units:
-    """The collector's state: where in the driver's ring of utilisation samples each GPU was read last."""
+    """The collector's state: units by process, and how far the driver's ring of samples was read, by GPU."""
 
     def __init__(self, unit_of: Callable[[int], str], max_units: int) -> None:
         self._unit_of = unit_of
         self._max_units = max_units
         self._last_seen: dict[str, int] = {}
+        self._unit_by_pid: dict[str, dict[int, str]] = {}
 
     def read(self, gpu: Gpu) -> Iterator[Sample]:
         """One set of series a unit; those beyond the bound are summed as ``other``, biggest shown first."""
@@ -63,10 +65,18 @@ class Units:
         if memory is None:
             return None
         usage: dict[str, _Usage] = {}
+        units = self._units(gpu, memory)
         for pid, used in memory.items():
             share = None if busy is None else busy.get(pid, 0.0)
-            usage.setdefault(self._unit_of(pid), _Usage()).add(_Usage(1, used, share))
+            usage.setdefault(units[pid], _Usage()).add(_Usage(1, used, share))
         return usage
+
+    def _units(self, gpu: Gpu, pids: Iterable[int]) -> dict[int, str]:
+        """The unit of each process; asked once for as long as the process stays on the GPU."""
+        known = self._unit_by_pid.get(gpu.uuid, {})
+        units = {pid: known.get(pid) or self._unit_of(pid) for pid in pids}
+        self._unit_by_pid[gpu.uuid] = {pid: unit for pid, unit in units.items() if unit != UNKNOWN}
+        return units
 
     def _busy_by_pid(self, gpu: Gpu) -> dict[int, float] | None:
         """NVML gives a sample only for processes that were busy, so a missing one is a zero."""

@@ -120,8 +120,9 @@ def unit_of() -> Callable[[int], str]:
 class Exporter:
     """A running ``llm-gpu-exporter``."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, notify: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, notify: socket.socket, log: Path) -> None:
         self.process = process
+        self.log = log
         self.port = port
         self._notify = notify
         self.messages: list[str] = []
@@ -214,9 +215,9 @@ def start(machine: FakeMachine, tmp_path: Path) -> Iterator[Callable[..., Export
                 stderr=log,
                 cwd=ROOT,
             )
-        exporter = Exporter(process, 0, notify)
+        exporter = Exporter(process, 0, notify, Path(log.name))
         started.append(exporter)
-        _wait_for_port(exporter, Path(log.name))
+        _wait_for_port(exporter)
         return exporter
 
     yield begin
@@ -224,10 +225,10 @@ def start(machine: FakeMachine, tmp_path: Path) -> Iterator[Callable[..., Export
         exporter.stop()
 
 
-def _wait_for_port(exporter: Exporter, log: Path) -> None:
+def _wait_for_port(exporter: Exporter) -> None:
     deadline = time.monotonic() + 60
-    while not (found := re.search(r'"port":(\d+)', log.read_text())):
-        assert exporter.process.poll() is None, log.read_text()
+    while not (found := re.search(r'"port":(\d+)', exporter.log.read_text())):
+        assert exporter.process.poll() is None, exporter.log.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     exporter.port = int(found[1])

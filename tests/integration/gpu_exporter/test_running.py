@@ -218,6 +218,10 @@ def test_processes_are_joined_to_their_unit(machine: Any, start: Callable[..., A
         ("interval: never\n", "interval"),
         ("intervall: 1\n", "intervall"),
         ("interval: 10\nstale_after: 5\n", "stale_after"),
+        ("expected_gpus: -1\n", "expected_gpus"),
+        ("expected_gpus: true\n", "expected_gpus"),
+        ("expected_gpus: ['']\n", "expected_gpus"),
+        ("expected_gpus: [GPU-a, gpu-A]\n", "twice"),
     ],
 )
 def test_check_names_every_fault(
