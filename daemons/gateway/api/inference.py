@@ -279,6 +279,7 @@ class _EngineErrorBody(msgspec.Struct):
     error: _EngineError
 
 
+_MOST_OF_MESSAGE = 4096
 _TOO_LONG = ("maximum context length", "maximum model length", "longer than the maximum")
 
 
@@ -288,7 +289,9 @@ def engine_refusal(status: int, body: bytes) -> ApiError:
         given = msgspec.json.decode(body, type=_EngineErrorBody).error
     except msgspec.MsgspecError:
         given = _EngineError()
-    message = given.message or f"The engine refuses the request (status {status})."
+    message = given.message[:_MOST_OF_MESSAGE] or f"The engine refuses the request (status {status})."
+    if status == 404 and not given.message:
+        return ApiError(ErrorCode.NOT_FOUND, "The engine of this model does not offer this path.")
     if status == 404:
         return ApiError(ErrorCode.MODEL_NOT_FOUND, message, param=given.param)
     code = ErrorCode.INVALID_REQUEST

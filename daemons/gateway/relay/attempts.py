@@ -10,6 +10,8 @@ from daemons.gateway.pool.pick import Asked
 from daemons.gateway.pool.pool import Pool
 from daemons.gateway.relay.relay import Relay
 
+# They would be about the gateway's own key and the engine's address, of which the client knows nothing.
+_NOT_THE_CLIENTS = frozenset({401, 403, 405, 407})
 _RETRYABLE = frozenset({ErrorCode.ENGINE_UNREACHABLE, ErrorCode.ENGINE_LOST, ErrorCode.ENGINE_BUSY})
 
 
@@ -113,8 +115,16 @@ class Attempts:
                 engine.failed(now)
             return relay.failure
         engine.worked()
-        if head is not None and head.status == 503:
-            relay.failure = ErrorCode.ENGINE_BUSY
-        elif head is not None and head.status >= 500:
-            relay.failure = ErrorCode.ENGINE_ERROR
+        if head is not None and head.status != 200:
+            relay.failure = _failure_of(head.status)
+            relay.detail = f"the engine answers with status {head.status}"
         return relay.failure
+
+
+def _failure_of(status: int) -> ErrorCode | None:
+    """What an engine's status says of the engine; None when it speaks of the request."""
+    if status in {429, 503}:
+        return ErrorCode.ENGINE_BUSY
+    if status >= 500 or status in _NOT_THE_CLIENTS:
+        return ErrorCode.ENGINE_ERROR
+    return None if status >= 400 else ErrorCode.ENGINE_PROTOCOL_ERROR

@@ -392,3 +392,40 @@ async def test_a_drain_lets_a_stream_finish_and_refuses_nobody(tmp_path: Path) -
             go_on.set()
             assert (await response.content.read()).endswith(b"data: [DONE]\n\n")
         await stopping
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "code"),
+    [
+        (b"204 No\r\n\r\n", 502, "engine_protocol_error"),
+        (b"301 Moved\r\nlocation: http://x/\r\ncontent-length: 0\r\n\r\n", 502, "engine_protocol_error"),
+        (b'401 No\r\ncontent-length: 37\r\n\r\n{"error":{"message":"my-secret-key"}}', 502, "engine_error"),
+        (b"403 No\r\ncontent-length: 0\r\n\r\n", 502, "engine_error"),
+        (b"429 Slow\r\ncontent-length: 0\r\n\r\n", 503, "engine_busy"),
+        (b'404 No\r\ncontent-length: 22\r\n\r\n{"detail":"Not Found"}', 404, "not_found"),
+        (b'422 No\r\ncontent-length: 13\r\n\r\n{"detail":[]}', 422, "invalid_request"),
+        (b"500 Oh\r\ncontent-length: 0\r\n\r\n", 502, "engine_error"),
+        (b"200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}", 502, "engine_protocol_error"),
+        (b"200 OK\r\nx: a\r\n b\r\ncontent-length: 2\r\n\r\n{}", 502, "engine_protocol_error"),
+        (b"200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 502, "engine_protocol_error"),
+        (
+            b"200 OK\r\ncontent-length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nowned",
+            502,
+            "engine_protocol_error",
+        ),
+        (b"101 Switch\r\n\r\n", 502, "engine_protocol_error"),
+    ],
+)
+async def test_what_an_engine_must_not_say(tmp_path: Path, answer: bytes, status: int, code: str) -> None:
+    """The client is told of the engine, never blamed for it, and gets nothing that was meant for another."""
+
+    async def script(call: Call) -> None:
+        await call.send(b"HTTP/1.1 " + answer)
+
+    async with FakeEngine(script) as engine, gateway(tmp_path, engine.url) as running:
+        for stream in (False, True):
+            response = await running.chat(stream=stream)
+            assert (response.status, (await response.json())["error"]["code"]) == (status, code)
+            assert "my-secret-key" not in await response.text()
+        engine.script = answer_chat
+        assert "owned" not in await (await running.chat()).text()
