@@ -7,9 +7,12 @@ this machine itself, and once for deployment on hosts that it boots.
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +25,7 @@ from daemons.llmctl.up.screen import Screen
 from daemons.llmctl.up.vllm_env import CPU, ensure_vllm
 from daemons.runtime.errors import Fatal
 
+PYTEST = [sys.executable, "-m", "pytest"]
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ROOT / "requirements"
 
@@ -70,13 +74,41 @@ def missing_hosts() -> str:
     return done.stdout.strip()
 
 
+@contextmanager
+def beside(options: list[str] | None) -> Iterator[Callable[[], int]]:
+    """Run pytest with `options` while other tests run here, which mostly wait as it does.
+
+    Yields what waits for its end, prints what it printed, and returns its exit status.
+    """
+    if options is None:
+        yield lambda: 0
+        return
+    with tempfile.TemporaryFile() as output:
+        running = subprocess.Popen(
+            [*PYTEST, *options], cwd=ROOT, stdout=output, stderr=output, process_group=0
+        )
+
+        def wait() -> int:
+            status = running.wait()
+            output.seek(0)
+            print(output.read().decode(errors="replace"), flush=True)
+            return status
+
+        try:
+            yield wait
+        finally:
+            if running.poll() is None:
+                running.send_signal(signal.SIGINT)
+                running.wait()
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run pytest with `arguments`, or all of it; returns the exit status."""
     screen = Screen(Console(highlight=False))
     screen.line(f"Python {platform.python_version()}, {os.cpu_count()} CPUs")
     skipped = [*missing_programs(), "what is slow by design: make e2e, make soak"]
     options = ["--ignore=tests/e2e", "-m", "not slow"]
-    runs = [options]
+    hosts: list[str] | None = None
     reason = prepare_vllm(screen)
     if reason:
         skipped.append(f"without the real vLLM ({reason}): every test marked vllm")
@@ -86,14 +118,17 @@ def main(arguments: Sequence[str]) -> int:
     if no_hosts := missing_hosts() or reason:
         skipped.append(f"deployment on booted hosts: {no_hosts}")
     elif not arguments:
-        runs.append(["tests/e2e", "-m", "not slow"])
+        hosts = ["tests/e2e", "-m", "not slow"]
     for line in skipped:
         screen.line(f"NOT TESTED HERE: {line}", style="bold yellow")
-    pytest = [sys.executable, "-m", "pytest"]
-    statuses = [subprocess.run([*pytest, *run, *arguments], cwd=ROOT, check=False).returncode for run in runs]
+    with beside(hosts) as on_hosts:
+        status = subprocess.run([*PYTEST, *options, *arguments], cwd=ROOT, check=False).returncode
+        if hosts:
+            screen.line("waiting for the deployment on booted hosts, which ran beside the tests above")
+        status = max(status, on_hosts())
     for line in skipped:
         screen.line(f"NOT TESTED HERE: {line}", style="bold yellow")
-    return max(statuses)
+    return status
 
 
 if __name__ == "__main__":
