@@ -67,7 +67,7 @@ class Supervisor:
         self._requested: Ending | None = None
         self._useful = False
         self._resume_at = 0.0
-        self._last_step = clock()
+        self._due = clock() + _STEP_MARGIN
 
     async def run(self) -> None:
         """Until cancelled; then ends the worker."""
@@ -128,9 +128,9 @@ class Supervisor:
         """Pass on what `worker` delivers until it is ended; it falls silent or ends by an exception."""
         while True:
             patience = self._settings.worker_timeout if self._useful else self._settings.start_timeout
+            self._step(patience)
             async with asyncio.timeout(patience):
                 snapshot = await worker.next()
-            self._step()
             # A frame that was under way while its worker was ended must not undo what was said since.
             if self._worker is not worker:
                 raise EOFError
@@ -161,8 +161,8 @@ class Supervisor:
 
     def progressing(self) -> bool:
         """Whether the loop goes round; a hung worker does not stop it, so it does not end this process."""
-        longest = max(self._settings.start_timeout, self._settings.worker_timeout) + _STEP_MARGIN
-        return self._clock() - self._last_step <= longest
+        return self._clock() <= self._due
 
-    def _step(self) -> None:
-        self._last_step = self._clock()
+    def _step(self, within: float = 0.0) -> None:
+        """The next step is due `within` seconds."""
+        self._due = self._clock() + within + _STEP_MARGIN

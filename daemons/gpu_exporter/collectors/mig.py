@@ -1,6 +1,7 @@
 """Multi-instance GPU: the mode, and the memory of each instance."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pynvml
 
@@ -10,43 +11,58 @@ from daemons.gpu_exporter.nvml import Gpu
 
 ENABLED = gauge("gpu_mig_enabled", "Whether the GPU is split into instances")
 PENDING = gauge("gpu_mig_enabled_pending", "Whether it will be after the next reset")
-MEMORY_TOTAL = gauge("gpu_mig_memory_total_bytes", "Memory of the instance")
-MEMORY_USED = gauge("gpu_mig_memory_used_bytes", "Memory of the instance in use")
+INFO = gauge("gpu_mig_info", "Identity of each MIG device; always 1")
+MEMORY_TOTAL = gauge("gpu_mig_memory_total_bytes", "Memory of the GPU instance")
+MEMORY_USED = gauge("gpu_mig_memory_used_bytes", "Memory of the GPU instance in use")
 
 
 def read(gpu: Gpu) -> Iterator[Sample]:
-    """The mode, and instances where it is on."""
+    """The mode, and instances where it is on.
+
+    Memory belongs to the GPU instance, which several MIG devices may share: it is told once.
+    """
     mode = gpu.ask(pynvml.nvmlDeviceGetMigMode)
     if mode is None:
         return
     yield from (ENABLED(mode[0]), PENDING(mode[1]))
-    if mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE:
-        for index in range(gpu.ask(pynvml.nvmlDeviceGetMaxMigDeviceCount) or 0):
-            yield from _instance(gpu, index)
-
-
-def _instance(gpu: Gpu, index: int) -> Iterator[Sample]:
-    handle = gpu.ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, index)
-    if handle is None:
+    if mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
         return
+    told: set[int] = set()
+    for index in range(gpu.ask(pynvml.nvmlDeviceGetMaxMigDeviceCount) or 0):
+        handle = gpu.ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, index)
+        instance = None if handle is None else gpu.attempt(pynvml.nvmlDeviceGetGpuInstanceId, handle)
+        if instance is None:
+            continue
+        label = ("gpu_instance", str(instance))
+        yield from _device(gpu, handle, label)
+        if instance not in told:
+            told.add(instance)
+            yield from _memory(gpu, handle, label)
+
+
+def _device(gpu: Gpu, handle: Any, instance: tuple[str, str]) -> Iterator[Sample]:
     uuid = gpu.attempt(pynvml.nvmlDeviceGetUUID, handle)
-    instance = gpu.attempt(pynvml.nvmlDeviceGetGpuInstanceId, handle)
     compute = gpu.attempt(pynvml.nvmlDeviceGetComputeInstanceId, handle)
+    if uuid is not None:
+        yield INFO(
+            1,
+            ("mig_uuid", uuid),
+            instance,
+            ("compute_instance", "" if compute is None else str(compute)),
+            ("name", gpu.attempt(pynvml.nvmlDeviceGetName, handle) or ""),
+        )
+
+
+def _memory(gpu: Gpu, handle: Any, instance: tuple[str, str]) -> Iterator[Sample]:
     memory = gpu.attempt(pynvml.nvmlDeviceGetMemoryInfo, handle)
-    if uuid is None or memory is None:
-        return
-    labels = (
-        ("mig_uuid", uuid),
-        ("gpu_instance", "" if instance is None else str(instance)),
-        ("compute_instance", "" if compute is None else str(compute)),
-    )
-    yield from (MEMORY_TOTAL(memory.total, *labels), MEMORY_USED(memory.used, *labels))
+    if memory is not None:
+        yield from (MEMORY_TOTAL(memory.total, instance), MEMORY_USED(memory.used, instance))
 
 
 COLLECTOR = Collector(
     "mig",
-    (ENABLED, PENDING, MEMORY_TOTAL, MEMORY_USED),
+    (ENABLED, PENDING, INFO, MEMORY_TOTAL, MEMORY_USED),
     read,
     slow=True,
-    occasional=frozenset({MEMORY_TOTAL, MEMORY_USED}),
+    occasional=frozenset({INFO, MEMORY_TOTAL, MEMORY_USED}),
 )

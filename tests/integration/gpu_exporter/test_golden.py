@@ -86,6 +86,25 @@ def test_unsupported_is_absent_and_said_to_be(inside: Any, unit_of: Callable[[in
         assert (sample.labels["field"] in present) == bool(sample.value), sample
 
 
+def test_instances_of_a_split_gpu(inside: Any, unit_of: Callable[[int], str]) -> None:
+    """Three MIG devices in two GPU instances: memory is told once an instance, so that it can be summed."""
+    inside.use("h100")
+    inside.remove("0 mig 0 0")
+    inside.remove("0 utilization")
+    for device, (instance, compute) in enumerate(((1, 0), (1, 1), (2, 0))):
+        inside.add(
+            f"0 mig{device}.uuid MIG-0000010{device}",
+            f"0 mig{device}.name NVIDIA H100 80GB HBM3 MIG 3g.40gb",
+            f"0 mig{device}.instance {instance}",
+            f"0 mig{device}.compute {compute}",
+            f"0 mig{device}.memory 42000000000 {instance}000000000",
+        )
+    inside.add("0 mig 1 1")
+    text = rendered(unit_of)
+    compare("h100-mig.prom", "".join(part for part in text.splitlines(True) if "gpu_mig_" in part))
+    assert "gpu_utilization_ratio{" not in text
+
+
 def test_geforce_has_no_ecc_series(inside: Any, unit_of: Callable[[int], str]) -> None:
     inside.use("geforce")
     assert not [

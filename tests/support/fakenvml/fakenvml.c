@@ -106,7 +106,9 @@ R nvmlDeviceGetCount_v2(unsigned *out) { GATE(NULL); const char *t = find(MACHIN
 R nvmlDeviceGetHandleByIndex_v2(unsigned i, Dev **out) { GATE(NULL); const char *t = find(MACHINE, "count");
     if (!t || i >= (unsigned)atoi(t) || i >= GPUS) return INVALID; *out = &devs[i]; return gate(__func__, &devs[i]); }
 
-TEXT(nvmlDeviceGetName, "name") TEXT(nvmlDeviceGetVbiosVersion, "vbios") TEXT(nvmlDeviceGetSerial, "serial")
+R nvmlDeviceGetName(Dev *d, char *out, unsigned size) { GATE(d); char key[32] = "name";
+    if (d->mig >= 0) snprintf(key, sizeof key, "mig%d.name", d->mig); return text_of(d->idx, key, out, size); }
+TEXT(nvmlDeviceGetVbiosVersion, "vbios") TEXT(nvmlDeviceGetSerial, "serial")
 R nvmlDeviceGetUUID(Dev *d, char *out, unsigned size) { GATE(d); char key[32] = "uuid";
     if (d->mig >= 0) snprintf(key, sizeof key, "mig%d.uuid", d->mig); return text_of(d->idx, key, out, size); }
 typedef struct { char legacy[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; } Pci;

@@ -102,6 +102,19 @@ async def test_workers_stuck_in_the_kernel_are_left_behind_but_not_without_bound
         assert running.spawned > MAX_ABANDONED
 
 
+async def test_a_loop_that_stands_still_starves_the_watchdog() -> None:
+    now = [100.0]
+    running = Running([FakeWorker(frames=1)])
+    patient = SETTINGS.model_copy(update={"worker_timeout": 10.0, "start_timeout": 60.0})
+    running.supervisor = Supervisor(running.spawn, running.page, patient, clock=lambda: now[0])
+    async with running:
+        await asyncio.wait_for(running.page.heard.wait(), 30)
+        now[0] += 20.0
+        assert running.supervisor.progressing(), "a worker may be silent for its timeout"
+        now[0] += 6.0
+        assert not running.supervisor.progressing()
+
+
 async def test_release_ends_the_worker_and_shows_no_data() -> None:
     async with Running([FakeWorker(frames=1), FakeWorker(frames=1)]) as running:
         await asyncio.wait_for(running.page.heard.wait(), 30)
