@@ -65,17 +65,20 @@ class FirstComeByClass:
 
 
 class _Pace:
-    """How fast places come free: a mean of the intervals between releases that forgets after about twenty."""
+    """How fast places come free for those who wait: a mean that forgets after about twenty.
+
+    While nobody waits, the intervals tell how seldom requests come, and not how fast they are served.
+    """
 
     def __init__(self) -> None:
         self._last = 0.0
         self._interval = 0.0
 
-    def released(self, now: float) -> None:
-        if self._last:
+    def released(self, now: float, *, awaited: bool) -> None:
+        if awaited and self._last:
             gap = min(now - self._last, 60.0)
             self._interval = gap if not self._interval else 0.95 * self._interval + 0.05 * gap
-        self._last = now
+        self._last = now if awaited else 0.0
 
     def seconds_for(self, places: int) -> int:
         """Whole seconds until so many places have come free, between 1 and 600."""
@@ -142,7 +145,7 @@ class Admission:
     def leave(self, engine: Engine, model: str, now: float) -> None:
         """Give back a place at `engine`, and let the next one in."""
         engine.in_flight -= 1
-        self._paces[model].released(now)
+        self._paces[model].released(now, awaited=self._sizes[model] > 0)
         for served in engine.settings.models:
             self.pump(served, now)
 
