@@ -113,6 +113,8 @@ class Supervisor:
             if self._clock() >= self._resume_at:
                 await self._listen(worker)
         except TimeoutError:
+            if self._requested is not None:
+                return Ending.HUNG
             self._events.absent(NvmlState.HUNG, "NVML does not return")
             log.error("the NVML worker hangs; replacing it")
             return Ending.HUNG

@@ -19,12 +19,13 @@ GOOD = Snapshot(state=NvmlState.OK, body=pack(b"gpu_data 1\n"))
 
 
 class FakeWorker:
-    """Delivers `frames`, then hangs; dies of SIGKILL unless `immortal`."""
+    """Delivers `frames`, then hangs; `takes` seconds to die of SIGKILL, unless `immortal`."""
 
     def __init__(self, frames: int = 0, immortal: bool = False) -> None:
         self.frames = frames
         self.immortal = immortal
         self.ended = asyncio.Event()
+        self.takes = 0.0
 
     async def next(self) -> Snapshot:
         if self.frames:
@@ -34,6 +35,7 @@ class FakeWorker:
         raise EOFError
 
     async def end(self, *, gently: bool) -> bool:
+        await asyncio.sleep(self.takes)
         self.ended.set()
         return not self.immortal
 
@@ -123,6 +125,16 @@ async def test_release_ends_the_worker_and_shows_no_data() -> None:
         assert b'gpu_exporter_nvml_state{state="released"} 1' in running.page.render({})[0]
         assert b"gpu_data" not in running.page.render({})[0]
         assert running.spawned == 1
+
+
+async def test_a_worker_that_hangs_while_it_is_released_is_released() -> None:
+    stubborn = FakeWorker(frames=1)
+    stubborn.takes = 0.5
+    async with Running([stubborn]) as running:
+        await asyncio.wait_for(running.page.heard.wait(), 30)
+        await running.supervisor.release(SETTINGS.model_copy(update={"release_hold": 60.0}))
+        assert await running.ending() is Ending.RELEASED
+        assert b'gpu_exporter_nvml_state{state="released"} 1' in running.page.render({})[0]
 
 
 async def test_a_worker_that_cannot_be_started() -> None:
