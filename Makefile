@@ -61,8 +61,8 @@ mirror: $(DEV) ## gather what a deployment downloads into DIR=
 	@test -n "$(DIR)" || { echo "make mirror: say where: make mirror DIR=FOLDER" >&2; exit 2; }
 	@$(BIN)/python ansible/tools/gather_mirror.py "$(DIR)"
 
-bench: $(DEV) ## the gateway and the load tester beside their peers (ROUTERS= folder of the Rust routers)
-	@$(BIN)/python tests/bench/gateway_side_by_side.py $(if $(ROUTERS),--routers "$(ROUTERS)")
+bench: $(DEV) ## the gateway and the load tester beside their peers
+	@$(BIN)/python tests/bench/gateway_side_by_side.py
 	@$(BIN)/python tests/bench/loadtest_side_by_side.py
 
 deploy: ## deploy to the hosts of INVENTORY=

@@ -1,10 +1,10 @@
 """The gateway beside nginx, the Rust routers and a plain aiohttp proxy, before the same mock engine.
 
-    python tests/bench/gateway_side_by_side.py [--rounds 5] [--seconds 5] [--routers FOLDER] [--hold SECONDS]
+    python tests/bench/gateway_side_by_side.py [--rounds 5] [--seconds 5] [--hold SECONDS]
 
 Prints the table and writes `RESULTS.md` beside this file. On a busy machine trust the ratios of one run, and
-of them CPU time: user and system time of a peer with all its processes. FOLDER holds virtual environments
-named `vllm-router` and `sglang-router`; a peer that is not there, or does not start, is named as missing. All
+of them CPU time: user and system time of a peer with all its processes. The Rust routers are installed by pip
+into `.cache/bench` the first time; a peer that cannot be had, or does not start, is named as missing. All
 traffic is loopback.
 """
 
@@ -30,6 +30,7 @@ from typing import Any
 from tests.support.mock_engine import MockEngine
 
 HERE = Path(__file__).parent
+CACHE = HERE.parents[1] / ".cache" / "bench"
 TICK = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 Command = Callable[[int, int, Path], list[str]]
@@ -52,6 +53,8 @@ class Load:
 
 LOADS = (Load("json", "json", 32, 0, 0), Load("paced", "stream", 256, 20_000, 20_000))
 TOKENS = 64
+LIMITS = "limits: {requests_per_minute: 100000000, tokens_per_minute: 10000000000, concurrency: 100000}\n"
+"""Limits that do not bind, so that they are counted all the same."""
 PROMPT = 600
 
 
@@ -72,10 +75,10 @@ proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 600s; }}
 
 
 def gateway(port: int, upstream: int, folder: Path) -> list[str]:
-    """Ours, with everything on: keys, policy, usage, metrics, a log line for each request."""
+    """Ours, with everything on: keys, limits, ledger, policy, usage, metrics, a log line for each request."""
     (folder / "keys.d").mkdir()
     digest = hashlib.sha256(b"k").hexdigest()
-    (folder / "keys.d" / "bench.yaml").write_text(f'name: bench\nsecrets: ["sha256:{digest}"]\n')
+    (folder / "keys.d" / "bench.yaml").write_text(f'name: bench\nsecrets: ["sha256:{digest}"]\n{LIMITS}')
     engine = f'{{name: e, url: "http://127.0.0.1:{upstream}", models: [bench], max_in_flight: 10000}}'
     config = f"listen: {{port: {port}}}\nmetrics: {{port: 0}}\nengines: [{engine}]\n"
     (folder / "gateway.yaml").write_text(config)
@@ -107,7 +110,18 @@ def router(folder: Path, module: list[str]) -> Command:
     return command
 
 
-def peers(routers: Path | None) -> tuple[dict[str, Command], list[str]]:
+def installed(name: str) -> Path:
+    """The virtual environment of the package `name`, made the first time."""
+    home = CACHE / name
+    if not (home / ".complete").exists():
+        print(f"installing {name} into {home}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
+        subprocess.run([str(home / "bin" / "pip"), "install", "--quiet", name], check=True)
+        (home / ".complete").touch()
+    return home
+
+
+def peers() -> tuple[dict[str, Command], list[str]]:
     """The peers that are here, and the names of those that are not."""
     found: dict[str, Command] = {"gateway": gateway}
     missing = []
@@ -119,9 +133,9 @@ def peers(routers: Path | None) -> tuple[dict[str, Command], list[str]]:
         ("vllm-router", ["vllm-router"]),
         ("sglang-router", ["python", "-m", "sglang_router.launch_router"]),
     ):
-        if routers is not None and (routers / name / "bin" / module[0]).exists():
-            found[name] = router(routers / name, module)
-        else:
+        try:
+            found[name] = router(installed(name), module)
+        except subprocess.CalledProcessError:
             missing.append(name)
     found["plain aiohttp"] = plain
     return found, missing
@@ -165,7 +179,9 @@ def resident(pid: int) -> float:
 
 def wait_for(port: int) -> None:
     """Until the peer answers a request."""
-    body = json.dumps({"model": "bench", "messages": [], "max_tokens": 1}).encode()
+    body = json.dumps(
+        {"model": "bench", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    ).encode()
     headers = {"Content-Type": "application/json", "Authorization": "Bearer k"}
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
     ends = time.monotonic() + 60
@@ -312,11 +328,10 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--routers", type=Path, help="folder with the environments of the Rust routers")
     parser.add_argument("--hold", type=float, default=60, help="seconds of the test with many streams")
     parser.add_argument("--streams", type=int, default=4000)
     options = parser.parse_args()
-    found, missing = peers(options.routers)
+    found, missing = peers()
     commands: dict[str, Command | None] = {"engine alone": None, **found}
     runs: dict[str, dict[str, list[dict[str, float]]]] = {
         n: {load.name: [] for load in LOADS} for n in commands
