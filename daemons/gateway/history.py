@@ -17,11 +17,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str
     """``ok``, or the word of the failure."""
     status: int
+    client: str
+    """Address of the client; empty where it is not known."""
     engine: str | None
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     queue_ms: float
+    engine_ms: float | None
+    """The engine's part of `ttft_ms`; what neither it nor the queue took was the gateway's."""
     ttft_ms: float | None
     duration_ms: float
     bytes_in: int

@@ -92,6 +92,7 @@ class FakeEngine:
         self.script = script
         self.calls: list[Call] = []
         self.health = 200
+        self.state: dict[str, object] | None = None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
@@ -143,7 +144,10 @@ class FakeEngine:
         if path == "/health":
             await call.send_json({}, self.health)
         elif path.startswith("/state"):
-            await call.send_json({"detail": "Not Found"}, 404)
+            if self.state is None:
+                await call.send_json({"detail": "Not Found"}, 404)
+            else:
+                await call.send_json(self.state)
         else:
             self.calls.append(call)
             await self.script(call)

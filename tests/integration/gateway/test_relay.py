@@ -429,3 +429,75 @@ async def test_what_an_engine_must_not_say(tmp_path: Path, answer: bytes, status
             assert "my-secret-key" not in await response.text()
         engine.script = answer_chat
         assert "owned" not in await (await running.chat()).text()
+
+
+async def test_ready_waits_for_an_engine_and_says_how_far_it_is(tmp_path: Path) -> None:
+    async with FakeEngine(answer_chat) as engine:
+        engine.state = {"state": "starting", "phase": "loading weights"}
+        async with gateway(tmp_path, engine.url, ready_wait=0.2) as running:
+            loop = asyncio.get_running_loop()
+            for query, least in (("", 0.2), ("?wait=0", 0.0), ("?wait=99", 0.2)):
+                began = loop.time()
+                async with running.session.get(f"{running.url}/ready{query}") as response:
+                    assert response.status == 503
+                    assert "loading weights" in (await response.json())["error"]["message"]
+                    assert response.headers["Retry-After"]
+                assert loop.time() - began >= least
+            refused = await running.chat()
+            assert refused.status == 503
+            assert "loading weights" in (await refused.json())["error"]["message"]
+        async with gateway(tmp_path, ready_wait=60, engines=_engines(engine)) as running:
+            waiting = asyncio.create_task(running.session.get(f"{running.url}/ready"))
+            await _until(lambda: running.gateway.pool.describe() == "starting: loading weights")
+            assert not waiting.done()
+            engine.state = {"state": "ready"}
+            async with await waiting as response:
+                assert response.status == 200
+
+
+def _engines(engine: FakeEngine) -> list[dict[str, object]]:
+    return [{"name": "e", "url": engine.url, "models": ["m"]}]
+
+
+@pytest.mark.parametrize(
+    ("how", "word"),
+    [
+        ("busy", "engine_busy"),
+        ("lost", "engine_lost"),
+        ("bound", "parameter_out_of_bounds"),
+        ("cut", "engine_lost"),
+    ],
+)
+async def test_a_failure_has_one_word_everywhere(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], how: str, word: str
+) -> None:
+    async def script(call: Call) -> None:
+        if how == "busy":
+            await call.send_json({}, 503)
+            return
+        if how == "cut":
+            await call.send(STREAM_HEAD)
+            await call.send_event(delta("a"))
+        call.reset()
+
+    async with FakeEngine(script) as engine, gateway(tmp_path, engine.url) as running:
+        asked: dict[str, object] = {"stream": how == "cut", **({"n": 99} if how == "bound" else {})}
+        text = await (await running.chat(**asked)).text()
+        told = json.loads(text.rpartition("data: ")[2])["error"]
+        assert told["code"] == word
+        (line,) = (line for line in "".join(capfd.readouterr()).splitlines() if "request_id=" in line)
+        assert f"outcome={word}" in line
+        for figure in (
+            "client=127.0.0.1",
+            "queue_ms=",
+            "engine_ms=",
+            "ttft_ms=",
+            "duration_ms=",
+            "bytes_in=",
+        ):
+            assert figure in line
+        model = "m" if how != "bound" else "other"
+        name = (
+            f'llm_gateway_requests_total{{class="default",endpoint="chat",model="{model}",outcome="{word}"}}'
+        )
+        assert (await running.metrics())[name] == 1

@@ -267,6 +267,35 @@ def test_any_object_is_refused_or_arrives_clean(body: dict[str, Any]) -> None:
             assert value in {None, False}
 
 
+odd = st.sampled_from(
+    [
+        10**400,
+        -(10**30),
+        1e308,
+        -1,
+        0.5,
+        "x" * 70_000,
+        [[]] * 9000,
+        [0] * 40_000,
+        {str(i): i for i in range(9000)},
+    ]
+)
+
+
+@given(st.sampled_from(sorted(RULES)), json_values | odd | st.lists(odd, max_size=2))
+def test_every_parameter_is_taken_or_refused_by_its_name(name: str, value: Any) -> None:
+    """Whatever a parameter holds, the answer is a 400 that names it, or a request that an engine may see."""
+    body = {"model": "m", name: value}
+    refused: list[ApiError] = []
+    try:
+        assert len(json.dumps(sent(body))) <= len(json.dumps(body)) + 300
+    except ApiError as error:
+        refused.append(error)
+    for error in refused:
+        assert (error.status, (error.param or "").split(".")[0]) == (400, name)
+        assert f"'{name}" in error.message
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_or_understood(data: bytes) -> None:
     for raw in (data, b'{"model":"m","messages":' + data + b"}"):
