@@ -291,9 +291,9 @@ def test_every_parameter_is_taken_or_refused_by_its_name(name: str, value: Any) 
         assert len(json.dumps(sent(body))) <= len(json.dumps(body)) + 300
     except ApiError as error:
         refused.append(error)
-    for error in refused:
-        assert (error.status, (error.param or "").split(".")[0]) == (400, name)
-        assert f"'{name}" in error.message
+    for fault in refused:
+        assert (fault.status, (fault.param or "").split(".")[0]) == (400, name)
+        assert f"'{name}" in fault.message
 
 
 @given(st.binary(max_size=200))
