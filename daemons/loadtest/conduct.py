@@ -159,7 +159,8 @@ async def conduct(job: Job, plan: Plan, observer: Observer) -> Result:
         await scraper.last()
         result = await asyncio.to_thread(analyse, run.measured)
         snapshots = scraper.rebase(run.epoch)
-        result.attribution = attribute(snapshots, scraper.problems, run.measured.records, result.window)
+        pace = result.overall.latencies.get("tpot")
+        result.attribution = attribute(snapshots, scraper.problems, run.measured.records, result.window, pace)
         if asked.is_set():
             result.stopped_by = "asked"
         return result

@@ -20,10 +20,16 @@ examples:
   llmctl loadtest --url http://localhost:8080 --rate 5 --objective 'ttft p95 < 500ms' --html report.html
   llmctl loadtest --url http://localhost:8080 --find-capacity --objective 'e2e p99 < 10s' --duration 30s
   llmctl loadtest --url http://localhost:8080 --trace BurstGPT_1.csv --speed 4 --requests 2000
+  llmctl loadtest --url http://localhost:8080 --rate 5 --json today.json --compare last-week.json
+
+Without a length or an endpoint, a mix of four prompt types is sent that fits a context of 1,024 tokens; mixes
+of your own go into a plan (docs/loadtest.md). Ctrl-C ends a run and still reports it. A private certificate
+authority is named with SSL_CERT_FILE=FILE.
 
 exit status:
-  0 done, objectives met     1 an objective missed      2 bad usage          3 invalid: the generator lagged
-  4 the target is gone       5 worse than the baseline  78 bad plan or file  130 interrupted
+  0 done, objectives met       2 bad usage                        5 worse than the baseline
+  1 an objective was missed,   3 invalid: the generator lagged    78 bad plan or file
+    or no request succeeded    4 the target is gone               130 interrupted
 """
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h)?$")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -103,50 +109,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_load(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--shape", choices=_SHAPES, help="default: closed, or poisson with --rate")
-    group.add_argument("--concurrency", type=int, help="clients of a closed loop; else the most in flight")
-    group.add_argument("--rate", type=float, help="requests or conversations a second; where a search begins")
-    group.add_argument("--to-rate", type=float, help="where a ramp that begins at --rate ends")
-    group.add_argument("--burstiness", type=float, help="of gamma arrivals; below 1 they cluster")
+    group.add_argument(
+        "--concurrency", type=int, metavar="N", help="clients of a closed loop; else the most in flight"
+    )
+    group.add_argument(
+        "--rate", type=float, metavar="N", help="requests or conversations a second; where a search begins"
+    )
+    group.add_argument("--to-rate", type=float, metavar="N", help="where a ramp that begins at --rate ends")
+    group.add_argument(
+        "--burstiness", type=float, metavar="N", help="of gamma arrivals; below 1 they cluster"
+    )
     group.add_argument("--steps", type=_steps, metavar="RATE:TIME,…", help="rates one after the other")
     group.add_argument("--trace", type=Path, metavar="FILE", help="BurstGPT, Azure, Mooncake or ShareGPT")
-    group.add_argument("--speed", type=float, help="replay a trace so many times as fast")
-    group.add_argument("--duration", type=seconds, help="of sending (default 60s)")
-    group.add_argument("--requests", type=int, help="send so many instead")
-    group.add_argument("--max-requests", type=int, help="budget: never send more")
-    group.add_argument("--max-tokens", type=int, help="budget: prompt and output tokens of the whole run")
-    group.add_argument("--timeout", type=seconds, help="for a whole answer (default 600s)")
-    group.add_argument("--seed", type=int, help="the same seed sends the same load (default 0)")
+    group.add_argument("--speed", type=float, metavar="N", help="replay a trace so many times as fast")
+    group.add_argument(
+        "--duration", type=seconds, metavar="TIME", help="of sending (default 60s, or a whole trace)"
+    )
+    group.add_argument(
+        "--requests", type=int, metavar="N", help="send so many instead (ShareGPT: conversations)"
+    )
+    group.add_argument("--max-requests", type=int, metavar="N", help="budget of a run or a whole search")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="the same, prompt and output tokens")
+    group.add_argument("--timeout", type=seconds, metavar="TIME", help="for a whole answer (default 600s)")
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed sends the same load (default 0)")
 
 
 def _add_requests(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--endpoint", choices=("chat", "completions", "embeddings"))
-    group.add_argument("--prompt-tokens", type=_length, metavar="N|LOW..HIGH")
-    group.add_argument("--output-tokens", type=_length, metavar="N|LOW..HIGH")
-    group.add_argument("--prefix-tokens", type=int, help="leading tokens that all prompts share")
+    group.add_argument(
+        "--endpoint", choices=("chat", "completions", "embeddings"), help="one prompt type (default chat)"
+    )
+    group.add_argument("--prompt-tokens", type=_length, metavar="N|LOW..HIGH", help="length of prompts")
+    group.add_argument("--output-tokens", type=_length, metavar="N|LOW..HIGH", help="most of an answer")
+    group.add_argument("--prefix-tokens", type=int, metavar="N", help="leading tokens that all prompts share")
     group.add_argument("--no-stream", action="store_true", help="ask for whole answers")
     group.add_argument("--ignore-eos", action="store_true", help="answers of exactly the asked length (vLLM)")
 
 
 def _add_judgement(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--objective", action="append", metavar="TEXT", help="for example 'ttft p95 < 500ms'")
-    group.add_argument("--warmup", type=seconds, help="leave out so much (default: detected)")
+    group.add_argument("--warmup", type=seconds, metavar="TIME", help="leave out so much (default: detected)")
     group.add_argument(
-        "--max-lag", type=seconds, help="dispatch lag P99 that invalidates the run (default 10ms)"
+        "--max-lag",
+        type=seconds,
+        metavar="TIME",
+        help="dispatch lag P99 that invalidates the run (default 10ms)",
     )
     group.add_argument(
         "--metrics",
         type=source,
         action="append",
         metavar="KIND=URL",
-        help=f"scrape; kinds: {', '.join(KINDS)}",
+        help=f"scraped to attribute the tail; kinds: {', '.join(KINDS)} (default: standard ports here)",
     )
-    group.add_argument("--find-capacity", action="store_true", help="search the highest rate that is met")
-    group.add_argument("--max-rate", type=float, default=10_000.0, help="ceiling of that search")
+    group.add_argument("--find-capacity", action="store_true", help="search the highest rate that meets them")
+    group.add_argument(
+        "--max-rate",
+        type=float,
+        metavar="N",
+        default=10_000.0,
+        help="ceiling of that search (default 10,000)",
+    )
     group.add_argument("--compare", type=Path, metavar="JSON", help="a saved result to compare with")
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--json", type=Path, metavar="FILE", help="save the result with full histograms")
+    group.add_argument("--json", type=Path, metavar="FILE", help="save everything, with full histograms")
     group.add_argument("--html", type=Path, metavar="FILE", help="save a page with plots")
     group.add_argument("--plain", action="store_true", help="no live display")
 

@@ -8,7 +8,7 @@ between the two over the sum of all such distances.
 from collections.abc import Mapping, Sequence
 
 from daemons.loadtest.client.records import Outcome, Records
-from daemons.loadtest.measure.results import Attribution, Cause
+from daemons.loadtest.measure.results import Attribution, Cause, Latency
 from daemons.loadtest.measure.scrape import Labels, Snapshot, bucket_percentile, histogram_delta
 from daemons.loadtest.measure.statistics import percentile
 
@@ -29,14 +29,23 @@ GAUGES = {
 }
 _HARMLESS = ("gpu_idle", "application_clocks", "sync_boost", "display_clocks")
 _LIMITING = ("power", "thermal", "board_limit", "reliability")
+_EVEN = 1.5
+"""P99 over P50 of the time per output token up to which the pace is even."""
 _NEGLIGIBLE = 0.001
 """Seconds between P50 and P99, summed over the stages, below which there is no tail to explain."""
 
 
 def attribute(
-    snapshots: Sequence[Snapshot], problems: Mapping[str, str], records: Records, window: tuple[float, float]
+    snapshots: Sequence[Snapshot],
+    problems: Mapping[str, str],
+    records: Records,
+    window: tuple[float, float],
+    pace: Latency | None = None,
 ) -> Attribution | None:
-    """The attribution over `window` (seconds since the start); None when nothing was scraped or tried."""
+    """The attribution over `window` (seconds since the start); None when nothing was scraped or tried.
+
+    `pace` is the time per output token: where it is even, decode is long because answers are.
+    """
     if not snapshots and not problems:
         return None
     by_source = _around(snapshots, window)
@@ -52,9 +61,17 @@ def attribute(
         sources=sorted({f"{s.source.kind}={s.source.url}" for s in snapshots}),
         problems=sorted(problems.values()),
         causes=[cause for cause in causes if cause.count],
-        notes=_notes(snapshots, by_source, window),
+        notes=_of_length(causes, pace) + _notes(snapshots, by_source, window),
         series=_gauges(snapshots),
     )
+
+
+def _of_length(causes: Sequence[Cause], pace: Latency | None) -> list[str]:
+    largest = max(causes, key=lambda cause: cause.share)
+    if pace is None or largest.stage != "decode" or pace.p99 > _EVEN * pace.p50:
+        return []
+    ends = f"P50 {pace.p50 * 1e3:.1f} ms, P99 {pace.p99 * 1e3:.1f} ms"
+    return [f"decode is long where answers are long: the time per output token differs little ({ends})"]
 
 
 def _around(snapshots: Sequence[Snapshot], window: tuple[float, float]) -> list[tuple[Snapshot, Snapshot]]:

@@ -19,6 +19,7 @@ from daemons.loadtest.load.plan import Closed, Constant, Key, Length, Plan, Pois
 from daemons.loadtest.load.prompts import Prompts
 from daemons.loadtest.load.sessions import Request, workload
 from daemons.loadtest.load.traces import parse_trace, read_trace
+from daemons.runtime import settings
 from daemons.runtime.errors import Fatal
 
 BURST = """\
@@ -286,3 +287,12 @@ def test_only_some_loads_are_steady_by_design() -> None:
     assert Plan(load=Closed()).stationary
     assert Plan(load=Poisson(rate=1)).stationary
     assert not Plan(load=Trace(file=Path("x"))).stationary
+
+
+def test_the_plan_in_the_documentation_is_one(tmp_path: Path) -> None:
+    text = Path("docs/loadtest.md").read_text()
+    file = tmp_path / "plan.yaml"
+    file.write_text(text.split("```yaml\n")[1].split("```")[0])
+    plan = settings.load(file, Plan)
+    assert [kind.name for kind in plan.mix] == ["chat", "rag", "embed", "leaving", "slow"]
+    assert len(plan.objectives) == 4

@@ -17,7 +17,7 @@ from daemons.loadtest.measure.analysis import analyse
 from daemons.loadtest.measure.attribution import attribute
 from daemons.loadtest.measure.capacity import Capacity, find_capacity
 from daemons.loadtest.measure.compare import compare
-from daemons.loadtest.measure.results import Result
+from daemons.loadtest.measure.results import Latency, Result
 from daemons.loadtest.measure.samples import Gauge, Measured
 from daemons.loadtest.measure.saved import saved
 from daemons.loadtest.measure.scrape import (
@@ -302,6 +302,22 @@ def test_the_tail_its_cause_and_what_else_happened(kv: str) -> None:
     assert "idle" not in notes
     assert "low_utilization" not in notes
     assert found.problems == ["x could not be scraped"]
+
+
+@pytest.mark.parametrize(("slowest", "said"), [(0.012, True), (0.04, False)])
+def test_decode_that_is_long_because_answers_are_is_told_apart(slowest: float, said: bool) -> None:
+    decode = """\
+vllm:request_decode_time_seconds_bucket{{le="0.1"}} {}
+vllm:request_decode_time_seconds_bucket{{le="5"}} {}
+vllm:request_decode_time_seconds_bucket{{le="+Inf"}} {}
+"""
+    snapshots = [
+        snapshot("engine", 0, decode.format(0, 0, 0)), snapshot("engine", 9, decode.format(80, 100, 100))
+    ]  # fmt: skip
+    pace = Latency(count=100, mean=0.01, p50=0.01, p90=0.01, p95=0.01, p99=slowest, max=slowest)
+    found = attribute(snapshots, {}, Records(), (0, 10), pace)
+    assert found is not None
+    assert any("where answers are long" in note for note in found.notes) == said
 
 
 def test_nothing_scraped_is_no_attribution() -> None:
