@@ -1,17 +1,20 @@
 """``llmctl download`` and ``llmctl models``: models on this host."""
 
 import argparse
-import sys
+import json
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.utils.tqdm import disable_progress_bars
 from rich.console import Console
 from rich.table import Table
 
 from daemons.engine.config import EngineSettings, is_folder
 from daemons.engine.models.hub import Hub
 from daemons.engine.models.store import Store
+from daemons.llmctl.download_view import DownloadView
 from daemons.runtime import settings
 from daemons.runtime.cli import CONFIG_DIR
 from daemons.runtime.credentials import Credentials
@@ -19,6 +22,10 @@ from daemons.runtime.errors import EXIT_CONFIG, Fatal
 from daemons.runtime.notify import SystemdNotifier
 
 _GIB = 1 << 30
+_AT_ONCE = 3
+
+Wanted = tuple[str, str | None, Path]
+"""Repository, revision and the folder of models."""
 MODELS_DIR = Path("/var/lib/llm/models")
 
 
@@ -41,6 +48,8 @@ def add_parsers(subparsers: Any) -> None:
         verb = verbs.add_parser(name, help=text)
         verb.add_argument("models", nargs="+" if name == "remove" else "*", metavar="MODEL")
         _common(verb)
+        if name == "list":
+            verb.add_argument("--json", action="store_true", help="for scripts: sizes in bytes")
         verb.set_defaults(run=run)
 
 
@@ -50,36 +59,51 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def run_download(args: argparse.Namespace) -> int:
-    """Fetch what is asked for; every model is tried, the first failure decides the exit status.
+    """Fetch several models at once; every one is tried, the first failure decides the exit status.
 
     Raises:
         Fatal: with a line for each model that could not be had.
     """
-    wanted = _wanted(args)
     hub = Hub(token=Credentials(args.config_dir).get("hf-token"))
-    notifier, interactive = SystemdNotifier(), sys.stderr.isatty()
-    if not interactive:
-        disable_progress_bars()
-    failures: list[Fatal] = []
-    for repository, revision, folder in wanted:
 
-        def report(name: str, done: int, total: int, repository: str = repository) -> None:
-            share = f"{done / _GIB:.1f} of {total / _GIB:.1f} GiB"
-            notifier.status(f"downloading {repository}: {share} {name}")
-            if not interactive:
-                print(f"{repository}: {share} {name}".rstrip(), flush=True)
-
+    def fetch(wanted: Wanted) -> Fatal | None:
+        repository, revision, folder = wanted
         try:
-            manifest = hub.download(repository, revision, Store(folder), report)
-            print(f"{repository} is complete at {manifest.revision} in {Store(folder).path(repository)}")
+            manifest = hub.download(repository, revision, Store(folder), partial(view.report, repository))
         except Fatal as failure:
-            failures.append(failure)
+            return failure
+        print(
+            f"{repository} is complete at {manifest.revision} in {Store(folder).path(repository)}", flush=True
+        )
+        return None
+
+    with DownloadView(SystemdNotifier()) as view:
+        failures = _each(fetch, _wanted(args))
     if failures:
         raise Fatal("\n".join(map(str, failures)), failures[0].exit_code)
     return 0
 
 
-def _wanted(args: argparse.Namespace) -> list[tuple[str, str | None, Path]]:
+def _each(fetch: Callable[[Wanted], Fatal | None], wanted: Sequence[Wanted]) -> list[Fatal]:
+    """Fetch several at once; returns the failures in order. Ctrl-C does not wait for the threads."""
+    slots = threading.Semaphore(_AT_ONCE)
+    failures: dict[int, Fatal] = {}
+
+    def work(index: int, one: Wanted) -> None:
+        with slots:
+            failure = fetch(one)
+        if failure is not None:
+            failures[index] = failure
+
+    threads = [threading.Thread(target=work, args=entry, daemon=True) for entry in enumerate(wanted)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [failures[index] for index in sorted(failures)]
+
+
+def _wanted(args: argparse.Namespace) -> list[Wanted]:
     """Repository, revision and folder of each model to fetch, none twice."""
     named = [
         (name.partition("@")[0], name.partition("@")[2] or None, args.models_dir or MODELS_DIR)
@@ -90,7 +114,7 @@ def _wanted(args: argparse.Namespace) -> list[tuple[str, str | None, Path]]:
     return list(dict.fromkeys(named))
 
 
-def _configured(args: argparse.Namespace) -> list[tuple[str, str | None, Path]]:
+def _configured(args: argparse.Namespace) -> list[Wanted]:
     folder = args.config_dir / "engines"
     files = [folder / f"{name}.yaml" for name in args.engine] or sorted(folder.glob("*.yaml"))
     if not files:
@@ -105,13 +129,27 @@ def _configured(args: argparse.Namespace) -> list[tuple[str, str | None, Path]]:
 
 def run_list(args: argparse.Namespace) -> int:
     """Print the models."""
+    found = [
+        manifest
+        for manifest in _store(args).models()
+        if not args.models or manifest.repository in args.models
+    ]
+    rows: list[dict[str, Any]] = [
+        {
+            "model": manifest.repository,
+            "revision": manifest.revision,
+            "asked": manifest.asked,
+            "files": len(manifest.files),
+            "bytes": sum(entry.size for entry in manifest.files.values()),
+        }
+        for manifest in found
+    ]
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
     table = Table("model", "revision", "files", "GiB")
-    for manifest in _store(args).models():
-        if not args.models or manifest.repository in args.models:
-            size = sum(entry.size for entry in manifest.files.values()) / _GIB
-            table.add_row(
-                manifest.repository, manifest.revision[:12], str(len(manifest.files)), f"{size:.1f}"
-            )
+    for row in rows:
+        table.add_row(row["model"], row["revision"][:12], str(row["files"]), f"{row['bytes'] / _GIB:.1f}")
     Console().print(table)
     return 0
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import structlog
 
@@ -48,6 +49,11 @@ class Remote:
     sha256: str | None
     blob: str | None
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it is one of the texts beside the weights."""
+        return self.name.endswith(_TEXT)
+
 
 @dataclass(frozen=True, slots=True)
 class Hub:
@@ -66,75 +72,105 @@ class Hub:
     attempts: int = 5
 
     def download(
-        self, repository: str, revision: str | None, store: Store, on_file: Callable[[str, int, int], None]
+        self,
+        repository: str,
+        revision: str | None,
+        store: Store,
+        on_progress: Callable[[str, int, int], None],
     ) -> Manifest:
         """Have `repository` in `store`, complete and verified; what is there already is not fetched again.
+
+        Another download of the same model, in whatever process, is waited for.
 
         Args:
             repository: ``ORGANISATION/NAME``.
             revision: commit, tag or branch; the default branch when None.
             store: where models lie.
-            on_file: told each file with the bytes that are done and that are to do in all.
+            on_progress: told what is being done, and the bytes that are done and that are to do in all.
 
         Raises:
             Fatal: one line that says what to do.
         """
-        with _explained(repository, revision):
-            commit, files = self._listing(repository, revision)
+        commit, files = self.listing(repository, revision)
         folder = store.path(repository)
+        done, total = 0, sum(file.size for file in files)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _check_space(folder, files)
-            done, total = 0, sum(file.size for file in files)
-            entries: dict[str, FileEntry] = {}
-            for file in files:
-                on_file(file.name, done, total)
-                entries[file.name] = self._have(repository, commit, file, folder)
-                done += file.size
-            manifest = Manifest(repository, commit, revision or commit, entries)
-            write_manifest(folder, manifest)
+            with store.locked(
+                repository, lambda: on_progress("waiting for another download of it", 0, total)
+            ):
+                folder.mkdir(parents=True, exist_ok=True)
+                _check_space(folder, files)
+                entries: dict[str, FileEntry] = {}
+                for file in files:
+
+                    def report(there: int, name: str = file.name, before: int = done) -> None:
+                        on_progress(name, before + there, total)
+
+                    entries[file.name] = self._have(repository, commit, file, folder, report)
+                    done += file.size
+                manifest = Manifest(repository, commit, revision or commit, entries)
+                write_manifest(folder, manifest)
         except OSError as error:
             raise Fatal(describe_os_error(error, f"download {repository} to")) from None
-        on_file("", total, total)
+        on_progress("", total, total)
         return manifest
 
-    def _listing(self, repository: str, revision: str | None) -> tuple[str, list[Remote]]:
-        info = HfApi(endpoint=self.endpoint, token=self._secret()).model_info(
-            repository, revision=revision, files_metadata=True
-        )
+    def listing(self, repository: str, revision: str | None) -> tuple[str, list[Remote]]:
+        """The exact commit of `revision`, and the files of it that serving needs.
+
+        Raises:
+            Fatal: one line that says what to do.
+        """
+        with explained(repository, revision):
+            info = HfApi(endpoint=self.endpoint, token=self.secret()).model_info(
+                repository, revision=revision, files_metadata=True
+            )
         files = [
             Remote(item.rfilename, item.size or 0, item.lfs.sha256 if item.lfs else None, item.blob_id)
             for item in info.siblings or ()
         ]
         return str(info.sha), needed(files)
 
-    def _have(self, repository: str, commit: str, file: Remote, folder: Path) -> FileEntry:
+    def secret(self) -> str | bool:
+        """The token as the library takes it; False keeps it from looking for one by itself."""
+        return self.token.get_secret_value() if self.token else False
+
+    def _have(
+        self, repository: str, commit: str, file: Remote, folder: Path, report: Callable[[int], None]
+    ) -> FileEntry:
         """Have one file, verified; a damaged one is fetched once more."""
         path = folder / file.name
-        if path.is_file() and _is_intact(path, file):
-            return FileEntry(path.stat().st_size, sha256_of(path))
+        report(0)
+        entry = _intact(path, file)
         for _ in range(2):
+            if entry is not None:
+                return entry
             path.unlink(missing_ok=True)
-            self._fetch(repository, commit, file, folder)
-            if _is_intact(path, file):
-                return FileEntry(path.stat().st_size, sha256_of(path))
-            log.warning("a file arrived damaged", file=file.name)
-        raise Fatal(
-            f"{repository}: {file.name} arrives damaged again and again: check the mirror or the line"
-        )
+            self._fetch(repository, commit, file, folder, report)
+            entry = _intact(path, file)
+            if entry is None:
+                log.warning("a file arrived damaged", file=file.name)
+        if entry is None:
+            raise Fatal(
+                f"{repository}: {file.name} arrives damaged again and again: check the mirror or the line"
+            )
+        return entry
 
-    def _fetch(self, repository: str, commit: str, file: Remote, folder: Path) -> None:
+    def _fetch(
+        self, repository: str, commit: str, file: Remote, folder: Path, report: Callable[[int], None]
+    ) -> None:
         delay = self.first_delay
         for attempt in range(1, self.attempts + 1):
             try:
-                with _explained(repository, commit):
+                with explained(repository, commit):
                     hf_hub_download(
                         repository,
                         file.name,
                         revision=commit,
                         local_dir=folder,
                         endpoint=self.endpoint,
-                        token=self._secret(),
+                        token=self.secret(),
+                        tqdm_class=_meter(report),
                     )
             except Unreachable:
                 if attempt == self.attempts:
@@ -144,9 +180,6 @@ class Hub:
                 delay *= 2
             else:
                 return
-
-    def _secret(self) -> str | bool:
-        return self.token.get_secret_value() if self.token else False
 
 
 class Unreachable(Fatal):
@@ -163,13 +196,36 @@ def needed(files: Sequence[Remote]) -> list[Remote]:
     ]
     if not weights:
         weights = [file for file in top if file.name.endswith(_LEGACY)]
-    return sorted([file for file in top if file.name.endswith(_TEXT)] + weights, key=lambda file: file.size)
+    return sorted([file for file in top if file.is_text] + weights, key=lambda file: file.size)
 
 
-def _is_intact(path: Path, file: Remote) -> bool:
-    if file.sha256 is not None:
-        return sha256_of(path) == file.sha256
-    return file.blob is None or git_blob_sha1(path) == file.blob
+def _intact(path: Path, file: Remote) -> FileEntry | None:
+    """The entry of a file that is there as the hub has it; None when it is not. Every byte is read once."""
+    if not path.is_file():
+        return None
+    digest = sha256_of(path)
+    good = digest == file.sha256 if file.sha256 else file.blob in (None, git_blob_sha1(path))
+    return FileEntry(path.stat().st_size, digest) if good else None
+
+
+def _meter(report: Callable[[int], None]) -> Any:
+    """What the library takes for a progress bar: it tells the bytes of a file to `report`."""
+
+    class Meter:
+        def __init__(self, *, initial: int = 0, **_: object) -> None:
+            self._there = initial
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return
+
+        def update(self, more: float | None = 1) -> None:
+            self._there += int(more or 0)
+            report(self._there)
+
+    return Meter
 
 
 def _check_space(folder: Path, files: Sequence[Remote]) -> None:
@@ -201,7 +257,7 @@ _HTTP_CLIENTS = ("httpx", "httpcore", "requests", "urllib3")
 
 
 @contextmanager
-def _explained(repository: str, revision: str | None) -> Iterator[None]:
+def explained(repository: str, revision: str | None) -> Iterator[None]:
     """Turn the hub's exceptions into one line each."""
     try:
         yield

@@ -1,7 +1,10 @@
 """Where downloaded models lie, and the manifest that makes each of them verifiable."""
 
+import contextlib
+import fcntl
 import hashlib
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +41,23 @@ class Store:
     def path(self, repository: str) -> Path:
         """Where the model of `repository` lies or would lie."""
         return self.folder / repository.replace("/", "--")
+
+    @contextlib.contextmanager
+    def locked(self, repository: str, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Keep every other process from downloading `repository`; `on_wait` is called when one does already.
+
+        Raises:
+            OSError: the lock cannot be made.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.path(repository)
+        with path.with_name(f".{path.name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def find(self, repository: str, revision: str | None) -> Path | None:
         """The complete model of `repository`; None when it is absent, unfinished or of another revision."""

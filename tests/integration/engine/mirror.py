@@ -1,9 +1,12 @@
 """A mirror of the hub on loopback that misbehaves on command."""
 
+import contextlib
 import hashlib
 import json
+import re
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -12,7 +15,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Mirror:
-    """Serves one repository, ``org/tiny``.
+    """Serves ``org/tiny`` and ``org/twin``, which have the same files.
 
     Attributes:
         files: names and contents.
@@ -23,6 +26,8 @@ class Mirror:
         served: bytes of file contents sent so far.
         ranges: ``Range`` headers seen.
         tokens: bearer tokens seen.
+        at_once: the most bodies of large files that were under way at the same time.
+        go_on: while clear, bodies of large files stand still after their first piece.
     """
 
     def __init__(self) -> None:
@@ -33,6 +38,10 @@ class Mirror:
         self.served = 0
         self.ranges: list[str] = []
         self.tokens: set[str] = set()
+        self.at_once = self.under_way = 0
+        self.lock = threading.Lock()
+        self.go_on = threading.Event()
+        self.go_on.set()
         mirror = self
 
         class Handler(_Handler):
@@ -45,9 +54,13 @@ class Mirror:
 
     def close(self) -> None:
         """Stop serving."""
+        self.go_on.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+_KNOWN = re.compile(r"/api/models/org/(tiny|twin)(/|$)|/org/(tiny|twin)/resolve/")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -68,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token:
             self.state.tokens.add(token)
-        if not path.startswith(("/api/models/org/tiny", "/org/tiny/resolve/")):
+        if not _KNOWN.match(path):
             return self._error(401, "RepoNotFound")
         if self.state.gated and not token:
             return self._error(401, "GatedRepo")
@@ -91,6 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
         return json.dumps({"_id": "1", "id": "org/tiny", "sha": COMMIT, "siblings": siblings}).encode()
 
     def _file(self, name: str, body: bool) -> None:
+        if name not in self.state.files:
+            return self._error(404, "EntryNotFound")
         data = self.state.files[name]
         headers = {
             "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
@@ -98,12 +113,14 @@ class _Handler(BaseHTTPRequestHandler):
             "Accept-Ranges": "bytes",
         }
         status, start = 200, 0
+        end = len(data)
         if body and self.headers.get("Range"):
             self.state.ranges.append(self.headers["Range"])
-            start = int(self.headers["Range"].removeprefix("bytes=").partition("-")[0])
+            first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+            start, end = int(first), min(len(data), int(last or len(data)) + 1)
             status = 206
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        piece = data[start:]
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+        piece = data[start:end]
         if body and self.state.corrupt and name.endswith(".safetensors"):
             self.state.corrupt -= 1
             piece = piece[:-1] + bytes([piece[-1] ^ 1])
@@ -123,10 +140,25 @@ class _Handler(BaseHTTPRequestHandler):
             self.state.cut -= 1
             data = data[: len(data) // 2]
             self.close_connection = True
-        for at in range(0, len(data), 1 << 16):
-            self.wfile.write(data[at : at + (1 << 16)])
-            self.state.served += len(data[at : at + (1 << 16)]) if large else 0
-            time.sleep(self.state.delay)
+        with self._counted(large):
+            for at in range(0, len(data), 1 << 16):
+                self.wfile.write(data[at : at + (1 << 16)])
+                self.state.served += len(data[at : at + (1 << 16)]) if large else 0
+                time.sleep(self.state.delay)
+                if large:
+                    self.state.go_on.wait(60)
+
+    @contextlib.contextmanager
+    def _counted(self, large: bool) -> Iterator[None]:
+        state = self.state
+        with state.lock:
+            state.under_way += large
+            state.at_once = max(state.at_once, state.under_way)
+        try:
+            yield
+        finally:
+            with state.lock:
+                state.under_way -= large
 
     def _error(self, status: int, code: str) -> None:
         self._reply(status, {"X-Error-Code": code, "X-Error-Message": code}, b"{}", self.command == "GET")
