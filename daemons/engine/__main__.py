@@ -30,6 +30,8 @@ class EngineDaemon(lifecycle.Daemon):
         self._board = Board(launch.gpus)
         self._api = EngineApi(launch.socket)
         self._meters = Meters(self._board)
+        if launch.peers.facts:
+            self._meters.show_peers({**launch.peers.facts, "direct": str(launch.peers.direct).lower()})
         self._supervisor = Supervisor(
             launch, self._board, self._api, self._meters, notifier, inventory=inventory
         )

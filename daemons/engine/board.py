@@ -20,6 +20,7 @@ class Board:
     Attributes:
         state: what the engine is, draining by an operator apart.
         since: when that state began, on `clock`.
+        gpu_facts: the GPU exporter's last lines on this engine's GPUs.
     """
 
     def __init__(self, gpus: tuple[str, ...] = (), clock: Callable[[], float] = time.monotonic) -> None:
@@ -27,6 +28,7 @@ class Board:
         self.since = clock()
         self.generation = 0
         self.phase = ""
+        self.gpu_facts = ""
         self._reason = ""
         self._gpus = gpus
         self._clock = clock

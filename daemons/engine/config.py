@@ -56,7 +56,7 @@ class Restart(Settings):
     window_seconds: float = Field(default=3600, gt=0)
     """The window of `budget`."""
     first_delay_seconds: float = Field(default=0.5, ge=0)
-    """Delay before the first restart in the window; doubles with each further one."""
+    """Delay from a failure to the first restart in the window; doubles with each further one."""
     longest_delay_seconds: float = Field(default=60, ge=0)
     """The delay stops to grow here."""
 
@@ -65,7 +65,7 @@ class Stop(Settings):
     """How an engine ends."""
 
     drain_seconds: int = Field(default=60, ge=0)
-    """Seconds that requests in flight get to finish. The unit's TimeoutStopSec must exceed it by 30."""
+    """Seconds that requests in flight get to finish. TimeoutStopSec is extended to fit."""
     announce_seconds: float = Field(default=3, ge=0)
     """Seconds to wait at most until every gateway has seen that the engine drains."""
     kill_seconds: float = Field(default=10, gt=0)

@@ -61,7 +61,7 @@ _KNOWN = (
         1,
     ),
     _known(
-        r"To serve at least one request with the model.s max seq len \((\d+)\)",
+        r"To serve at least one request with the models?.s max seq len \((\d+)\)",
         "the KV cache does not hold one request of {0} tokens: lower max_model_len, "
         "or raise gpu_memory_utilization",
     ),

@@ -37,20 +37,16 @@ def engine_cache(settings: EngineSettings, cache_dir: Path, release: Release) ->
     return folder
 
 
-def environment(
-    settings: EngineSettings, cache: Path, gpu_uuids: tuple[str, ...] = (), direct_access: bool = True
-) -> dict[str, str]:
-    """The environment for `settings` with its caches in `cache`, on the GPUs with these UUIDs.
-
-    Args:
-        direct_access: whether these GPUs can reach each other's memory.
-    """
+def environment(settings: EngineSettings, cache: Path, gpu_uuids: tuple[str, ...] = ()) -> dict[str, str]:
+    """The environment for `settings` with its caches in `cache`, on the GPUs with these UUIDs."""
     made = child_environment()
     made |= {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "NO_COLOR": "1",
         "PYTHONUNBUFFERED": "1",
+        # SIGABRT has a hung process write its own stacks where nobody may read them from outside.
+        "PYTHONFAULTHANDLER": "1",
         # Written where the environment is writable: without it each start takes twice as long.
         "PYTHONDONTWRITEBYTECODE": "",
         "VLLM_HOST_IP": "127.0.0.1",
@@ -74,7 +70,5 @@ def environment(
         if settings.tensor_parallel_size > 1:
             # A collective that a rank never joins raises instead of waiting for ever (torch.distributed).
             made["TORCH_NCCL_BLOCKING_WAIT"] = "1"
-            if not direct_access:
-                made["NCCL_P2P_DISABLE"] = "1"
         made |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(gpu_uuids)}
     return made | settings.environment

@@ -74,5 +74,7 @@ class TroubleWatch:
             async with session.get(self._url) as answer:
                 text = await answer.text()
                 self._board.trouble(trouble_in(text, self._uuids, self._since))
+                lines = (line for line in text.splitlines() if any(uuid in line for uuid in self._uuids))
+                self._board.gpu_facts = "\n".join(lines)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return

@@ -1,6 +1,7 @@
 """The GPUs of this machine: found by index, PCI address or UUID, and what lies near them."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,14 @@ import pynvml
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
 
 _PCI_DEVICES = Path("/sys/bus/pci/devices")
+_WAYS = {
+    pynvml.NVML_TOPOLOGY_INTERNAL: "on one board",
+    pynvml.NVML_TOPOLOGY_SINGLE: "PIX",
+    pynvml.NVML_TOPOLOGY_MULTIPLE: "PXB",
+    pynvml.NVML_TOPOLOGY_HOSTBRIDGE: "PHB",
+    pynvml.NVML_TOPOLOGY_NODE: "NODE",
+    pynvml.NVML_TOPOLOGY_SYSTEM: "SYS",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,27 @@ class Gpu:
     cpus: frozenset[int] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The way between two GPUs.
+
+    Attributes:
+        one, other: their indices.
+        way: as ``nvidia-smi topo -m`` writes it, for example ``PHB``; ``NVLink`` where there is one.
+        reads, writes: whether the driver claims that each reads and writes the other's memory.
+    """
+
+    one: int
+    other: int
+    way: str
+    reads: bool
+    writes: bool
+
+    def __str__(self) -> str:
+        access = "peer access" if self.reads and self.writes else "no peer access"
+        return f"GPU {self.one} - GPU {self.other}: {self.way}, {access} claimed"
+
+
 class Inventory(Protocol):
     """The seam to NVML."""
 
@@ -45,8 +75,12 @@ class Inventory(Protocol):
     def processes(self, uuid: str) -> set[int]:
         """Processes that hold memory on a GPU; empty when that cannot be told."""
 
-    def direct_access(self, uuids: Sequence[str]) -> bool:
-        """Whether each of these GPUs can read and write each other's memory."""
+    def links(self, uuids: Sequence[str]) -> list[Link]:
+        """The way between each two of these GPUs; and what the driver claims of peer access on it.
+
+        Raises:
+            Fatal: the driver does not answer.
+        """
 
 
 class NvmlInventory:
@@ -64,19 +98,11 @@ class NvmlInventory:
             return {process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
         return set()
 
-    def direct_access(self, uuids: Sequence[str]) -> bool:
-        """Peer reads and writes between each pair, as the driver claims them."""
-        kinds = (pynvml.NVML_P2P_CAPS_INDEX_READ, pynvml.NVML_P2P_CAPS_INDEX_WRITE)
-        with contextlib.suppress(Fatal), _nvml():
+    def links(self, uuids: Sequence[str]) -> list[Link]:
+        """The way between each two GPUs, and what the driver claims of peer access on it."""
+        with _nvml():
             handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
-            return all(
-                pynvml.nvmlDeviceGetP2PStatus(one, other, kind) == pynvml.NVML_P2P_STATUS_OK
-                for one in handles
-                for other in handles
-                if one is not other
-                for kind in kinds
-            )
-        return False
+            return [_link(one, other) for one, other in itertools.combinations(handles, 2)]
 
 
 @contextlib.contextmanager
@@ -106,6 +132,23 @@ def _describe(index: int) -> Gpu:
         name=_text(pynvml.nvmlDeviceGetName(handle)),
         memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
         cpus=near_cpus(_PCI_DEVICES / pci),
+    )
+
+
+def _link(one: Any, other: Any) -> Link:
+    def claimed(kind: int) -> bool:
+        return all(
+            pynvml.nvmlDeviceGetP2PStatus(first, second, kind) == pynvml.NVML_P2P_STATUS_OK
+            for first, second in ((one, other), (other, one))
+        )
+
+    way = _WAYS.get(pynvml.nvmlDeviceGetTopologyCommonAncestor(one, other), "unknown")
+    return Link(
+        one=pynvml.nvmlDeviceGetIndex(one),
+        other=pynvml.nvmlDeviceGetIndex(other),
+        way="NVLink" if claimed(pynvml.NVML_P2P_CAPS_INDEX_NVLINK) else way,
+        reads=claimed(pynvml.NVML_P2P_CAPS_INDEX_READ),
+        writes=claimed(pynvml.NVML_P2P_CAPS_INDEX_WRITE),
     )
 
 

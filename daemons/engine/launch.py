@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,12 @@ from daemons.engine.command.releases import (
 from daemons.engine.command.render import render
 from daemons.engine.config import EngineSettings, is_folder
 from daemons.engine.environment import engine_cache, environment
+from daemons.engine.fit import Planned, plan
 from daemons.engine.gpus import Gpu, Inventory, resolve, shared_too_far
 from daemons.engine.models.store import Store
-from daemons.engine.plan.memory import GIB, ledger
-from daemons.engine.plan.shape import read_shape
-from daemons.engine.plan.weights import weights_in
+from daemons.engine.peers.bus import read_bus
+from daemons.engine.peers.trial import Outcome, try_all_reduce
+from daemons.engine.peers.verdict import ALONE, Peers, judge
 from daemons.runtime.errors import EXIT_CONFIG, Fatal, describe_os_error
 from daemons.runtime.sockets import unix_socket_alive
 
@@ -42,6 +43,8 @@ class Launch:
         socket: where vLLM listens.
         gpus: UUIDs of its GPUs.
         cpus: processors near those GPUs; empty means any.
+        peers: how those GPUs reach each other.
+        planned: what it is expected to have; None where there is no plan.
     """
 
     settings: EngineSettings
@@ -51,6 +54,8 @@ class Launch:
     socket: Path
     gpus: tuple[str, ...] = ()
     cpus: frozenset[int] = frozenset()
+    peers: Peers = ALONE
+    planned: Planned | None = None
 
 
 def release_of(settings: EngineSettings) -> Release:
@@ -85,12 +90,18 @@ def command_of(settings: EngineSettings, release: Release, direct_access: bool =
     return render(settings, release, model_of(settings), socket_of(settings), direct_access)
 
 
-def prepare(settings: EngineSettings, inventory: Inventory, others: Mapping[str, EngineSettings]) -> Launch:
+def prepare(
+    settings: EngineSettings,
+    inventory: Inventory,
+    others: Mapping[str, EngineSettings],
+    try_peers: Callable[[str, int, Mapping[str, str]], Outcome] = try_all_reduce,
+) -> Launch:
     """Check everything that can be checked before a start, and make the folders.
 
     Args:
         inventory: the GPUs.
         others: the other engines of this machine by name.
+        try_peers: tries an all-reduce: vLLM's program, ranks, environment.
 
     Raises:
         Fatal: the start cannot succeed.
@@ -98,19 +109,29 @@ def prepare(settings: EngineSettings, inventory: Inventory, others: Mapping[str,
     release = release_of(settings)
     gpus = claim(settings, inventory, others)
     uuids = tuple(gpu.uuid for gpu in gpus)
-    direct = settings.tensor_parallel_size == 1 or inventory.direct_access(uuids)
-    command = command_of(settings, release, direct)
-    check_fit(settings, gpus)
+    command_of(settings, release)
+    planned = plan(settings, Path(model_of(settings)), gpus, release.name)
     make_runtime_dir(settings)
     cache = engine_cache(settings, _resolved(settings.cache_dir), release)
+    made = environment(settings, cache, uuids)
+    peers = ALONE
+    if settings.tensor_parallel_size > 1:
+        peers = judge(
+            inventory.links(uuids),
+            read_bus([gpu.pci for gpu in gpus]),
+            lambda extra: try_peers(settings.vllm[0], settings.tensor_parallel_size, {**made, **extra}),
+        )
+        log.info("GPU peers", direct=peers.direct, reason=peers.reason, **peers.facts)
     return Launch(
         settings=settings,
         release=release,
-        command=tuple(command),
-        environment=environment(settings, cache, uuids, direct),
+        command=tuple(command_of(settings, release, peers.direct)),
+        environment={**peers.environment, **made},
         socket=socket_of(settings),
         gpus=uuids,
         cpus=frozenset().union(*(gpu.cpus for gpu in gpus)),
+        peers=peers,
+        planned=planned,
     )
 
 
@@ -134,44 +155,6 @@ def claim(
     if fault:
         raise Fatal(fault, EXIT_CONFIG)
     return mine
-
-
-def check_fit(settings: EngineSettings, gpus: Sequence[Gpu]) -> None:
-    """Refuse a model whose weights alone exceed the GPUs; warn of one that the plan says will not fit.
-
-    Models that are not on this machine yet, or are no safetensors, are left to vLLM.
-
-    Raises:
-        Fatal: the weights do not fit.
-    """
-    folder = Path(model_of(settings))
-    if not gpus or not any(folder.glob("*.safetensors")):
-        return
-    shape, weights = read_shape(folder), weights_in(folder)
-    smallest, ranks = min(gpu.memory_bytes for gpu in gpus), settings.tensor_parallel_size
-    if weights // ranks > smallest:
-        raise Fatal(
-            f"model: its weights are {weights / ranks / GIB:.1f} GiB for each of {ranks} GPU(s) of "
-            f"{smallest / GIB:.1f} GiB: take a quantized or smaller model, or raise tensor_parallel_size",
-            EXIT_CONFIG,
-        )
-    planned = ledger(
-        shape,
-        weights,
-        smallest,
-        tensor_parallel=ranks,
-        utilization=settings.gpu_memory_utilization,
-        max_num_seqs=settings.max_num_seqs,
-    )
-    context = settings.max_model_len or shape.longest
-    if planned.users(max(1, context)) < 1:
-        log.warning(
-            "the plan says that this will not fit; vLLM decides",
-            kv_cache_gib=round(planned.kv_cache / GIB, 1),
-            request_tokens=context,
-        )
-    else:
-        log.info("plan", kv_tokens=planned.tokens, requests=round(planned.users(max(1, context)), 1))
 
 
 def model_of(settings: EngineSettings) -> str:

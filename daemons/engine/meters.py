@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from aiohttp import web
@@ -64,11 +64,26 @@ class Meters:
         # From the start, so that the first restart is an increase.
         for cause in ("start", "exit", "hang"):
             self.restarts.labels(cause)
+        self.kv_tokens = Gauge(
+            "llm_engine_kv_cache_tokens",
+            "Capacity of the KV cache by the plan and by vLLM's own log, for the longest requests",
+            ["source"],
+            registry=self.registry,
+        )
         self.upstream_up = Gauge(
             "llm_engine_metrics_up",
             "1 when vLLM's own metrics are part of this answer",
             registry=self.registry,
         )
+
+    def show_peers(self, facts: Mapping[str, str]) -> None:
+        """How the engine's GPUs reach each other, as labels of a series that is 1."""
+        Gauge(
+            "llm_engine_gpu_peers_info",
+            "How the GPUs of this engine reach each other",
+            sorted(facts),
+            registry=self.registry,
+        ).labels(**facts).set(1)
 
     def token_seen(self) -> None:
         """The token counters moved."""

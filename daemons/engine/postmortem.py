@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +22,12 @@ KEPT = 10
 """Post-mortems that are kept; the oldest goes first."""
 
 _TOOL_SECONDS = 5.0
+_ABORT_SECONDS = 0.5
 
 
-async def write_post_mortem(folder: Path, reason: str, process: EngineProcess, vllm: str) -> Path | None:
+async def write_post_mortem(
+    folder: Path, reason: str, process: EngineProcess, vllm: str, exporter: str
+) -> Path | None:
     """Write one file on why `process` is about to be killed; returns it, or None when it cannot be written.
 
     Args:
@@ -30,18 +35,21 @@ async def write_post_mortem(folder: Path, reason: str, process: EngineProcess, v
         reason: the verdict.
         process: the engine, still there.
         vllm: its program; py-spy is looked for beside it, and then on the path.
+        exporter: what the GPU exporter says of its GPUs, XID errors among it.
     """
     members = await asyncio.to_thread(process.members)
+    last_lines = list(process.tail)
     pages = [
         ("verdict", reason),
         ("processes", "\n".join(map(_describe, members)) or "none is left"),
-        ("stacks", await _stacks(members, vllm)),
+        ("stacks", await _stacks(members, process, vllm)),
         ("GPUs", await _tool("nvidia-smi", "-q")),
+        ("GPU exporter", exporter or "it says nothing of this engine's GPUs"),
         (
             "kernel messages of the driver",
             await _tool("journalctl", "-k", "--no-pager", "-n", "50", "-g", "NVRM|Xid"),
         ),
-        ("last log lines", "\n".join(process.tail)),
+        ("last log lines", "\n".join(last_lines)),
     ]
     text = "".join(f"==== {title}\n{redact(body)}\n\n" for title, body in pages)
     return await asyncio.to_thread(_store, folder, text)
@@ -68,15 +76,32 @@ def _describe(info: ProcessInfo) -> str:
     return f"{info.pid} (parent {info.parent}) {info.name}: state {info.state} {waits_in}".rstrip()
 
 
-async def _stacks(members: Sequence[ProcessInfo], vllm: str) -> str:
+async def _stacks(members: Sequence[ProcessInfo], process: EngineProcess, vllm: str) -> str:
     beside = Path(vllm).with_name("py-spy")
     program = str(beside) if beside.is_file() else "py-spy"
-    found = []
+    found, unread = [], []
     for info in members:
         # A stopped process cannot be paused by py-spy: without --nonblocking it would wait for ever.
         dump = await _tool(program, "dump", "--nonblocking", "--pid", str(info.pid))
         found.append(f"---- {info.pid} {info.name}\n{dump}")
-    return "\n".join(found)
+        if "Thread" not in dump:
+            unread.append(info.pid)
+    return "\n".join(found) + await _own_stacks(unread, process)
+
+
+async def _own_stacks(pids: Sequence[int], process: EngineProcess) -> str:
+    """What processes write of their own stacks when they are aborted (PYTHONFAULTHANDLER).
+
+    Where kernel.yama.ptrace_scope is not 0, py-spy may only read its own descendants.
+    """
+    if not pids:
+        return ""
+    process.tail.clear()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGABRT)
+    await asyncio.sleep(_ABORT_SECONDS)
+    return "\n---- as they wrote it when they were aborted\n" + "\n".join(process.tail)
 
 
 async def _tool(program: str, *arguments: str) -> str:

@@ -12,7 +12,7 @@ from daemons.engine.api import EngineApi, EngineSilent, EngineUnreachable
 from daemons.engine.diagnosis import diagnose
 from daemons.engine.launch import Launch, free_socket
 from daemons.engine.processes import EngineProcess, spawn
-from daemons.engine.vllm_log import STARTING, WARMING_UP, PhaseTracker, parse_line
+from daemons.engine.vllm_log import STARTING, WARMING_UP, Figures, PhaseTracker, parse_line
 from daemons.engine.warmup import WarmUpFailed, warm_up
 from daemons.runtime.errors import Fatal
 
@@ -36,11 +36,13 @@ class StartReport:
         phases: seconds spent in each phase, by name.
         seconds: from the command to the last warm-up answer.
         answered: kinds of requests that the warm-up saw answered.
+        figures: what vLLM said of its memory.
     """
 
     phases: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     answered: str = ""
+    figures: Figures = field(default_factory=Figures)
 
 
 class Start:
@@ -135,6 +137,7 @@ class Start:
         if self._phase == "":
             return
         stepped = self._tracker.feed(line.text)
+        self.report.figures.feed(line.text)
         fingerprint = _NUMBERS.sub("#", line.text)
         new = fingerprint not in self._seen and not _IDLE_CHATTER.search(line.text)
         self._seen.add(fingerprint)

@@ -12,12 +12,14 @@ from daemons.engine.api import EngineApi
 from daemons.engine.board import Board
 from daemons.engine.config import Restart
 from daemons.engine.diagnosis import describe_exit
+from daemons.engine.fit import compare
 from daemons.engine.gpus import Inventory
 from daemons.engine.launch import Launch
 from daemons.engine.meters import Meters
 from daemons.engine.monitor import Hung, Monitor
 from daemons.engine.postmortem import write_post_mortem
 from daemons.engine.startup import Start
+from daemons.engine.vllm_log import Figures
 from daemons.runtime.control import EngineState
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
 from daemons.runtime.notify import Notifier
@@ -101,6 +103,7 @@ class Supervisor:
         self._meters.startup_seconds.set(self._started_in)
         log.info("warm-up answered", kinds=begun.report.answered, seconds=round(self._started_in, 1))
         self._board.become(EngineState.READY)
+        await self._compare(begun.report.figures)
         return self._status()
 
     def alive(self) -> bool:
@@ -119,12 +122,13 @@ class Supervisor:
         """
         while True:
             cause, reason = await self._failure()
+            failed_at = time.monotonic()
             self._board.become(EngineState.STARTING, reason)
             log.error("engine failed", cause=cause, reason=reason)
             if cause == "hang":
                 await self._write_down(reason)
             await self._kill()
-            await self._restart(cause, reason)
+            await self._restart(cause, reason, failed_at)
 
     async def stop(self) -> None:
         """Drain, then end every process of the engine."""
@@ -133,6 +137,13 @@ class Supervisor:
         if process is None:
             self._board.become(EngineState.STOPPED)
             return
+        self._notifier.extend_timeout(
+            stop.announce_seconds
+            + stop.drain_seconds
+            + stop.kill_seconds
+            + _MEMORY_SECONDS
+            + _EXTENSION_MARGIN
+        )
         self._board.become(EngineState.DRAINING, "stopping")
         if not await self._board.announced(stop.announce_seconds):
             log.warning("a gateway did not ask in time; stopping nevertheless")
@@ -172,9 +183,10 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(dying, core, watching, return_exceptions=True)
 
-    async def _restart(self, cause: str, reason: str) -> None:
+    async def _restart(self, cause: str, reason: str, failed_at: float) -> None:
         while True:
-            delay = self._budget.take()
+            # Counted from the failure: cleaning up after it is part of the delay.
+            delay = max(0.0, failed_at + self._budget.take() - time.monotonic())
             self._meters.restarts.labels(cause).inc()
             self._notifier.status(f"{reason}; restarting in {delay:.1f} s")
             await asyncio.sleep(delay)
@@ -183,7 +195,7 @@ class Supervisor:
             except Fatal as error:
                 if error.exit_code == EXIT_CONFIG:
                     raise
-                cause, reason = "start", str(error)
+                cause, reason, failed_at = "start", str(error), time.monotonic()
                 log.error("restart failed", reason=reason)
                 self._board.become(EngineState.STARTING, reason)
             else:
@@ -193,7 +205,9 @@ class Supervisor:
         settings, process = self._launch.settings, self._process
         if process is None or settings.state_dir is None:
             return
-        path = await write_post_mortem(settings.state_dir, reason, process, settings.vllm[0])
+        path = await write_post_mortem(
+            settings.state_dir, reason, process, settings.vllm[0], self._board.gpu_facts
+        )
         if path is not None:
             log.error("post-mortem written", file=str(path))
 
@@ -219,6 +233,13 @@ class Supervisor:
                     log.warning("the driver still counts memory of killed processes", gpu=uuid)
                     return
                 await asyncio.sleep(_MEMORY_POLL_SECONDS)
+
+    async def _compare(self, figures: Figures) -> None:
+        planned = self._launch.planned
+        if planned is not None and figures.tokens is not None:
+            self._meters.kv_tokens.labels("plan").set(planned.tokens)
+            self._meters.kv_tokens.labels("vllm").set(figures.tokens)
+            await asyncio.to_thread(compare, planned, figures, self._launch.settings.state_dir)
 
     def _phase(self, phase: str) -> None:
         self._board.phase = phase

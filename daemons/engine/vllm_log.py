@@ -46,6 +46,30 @@ _SHARDS = re.compile(r"Loading [\w.-]* ?checkpoint shards:\s+(\d+)%")
 _CAPTURE = re.compile(r"Capturing (?:CUDA graphs?|cudagraphs?)[^:]*:\s+(\d+)%")
 
 
+_WEIGHTS = re.compile(r"Model loading took ([\d.]+) Gi?B")
+_KV_CACHE = re.compile(r"Available KV cache memory: ([\d.]+) GiB")
+_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
+
+
+@dataclass(slots=True)
+class Figures:
+    """What vLLM says of its memory during a start, of one GPU; None until it says it."""
+
+    weights_gib: float | None = None
+    kv_cache_gib: float | None = None
+    tokens: int | None = None
+
+    def feed(self, text: str) -> None:
+        """Take in a line. With several ranks the one that has least room decides."""
+        if found := _WEIGHTS.search(text):
+            self.weights_gib = max(self.weights_gib or 0.0, float(found[1]))
+        elif found := _KV_CACHE.search(text):
+            said = float(found[1])
+            self.kv_cache_gib = said if self.kv_cache_gib is None else min(self.kv_cache_gib, said)
+        elif found := _TOKENS.search(text):
+            self.tokens = int(found[1].replace(",", ""))
+
+
 @dataclass(frozen=True, slots=True)
 class LogLine:
     """One line of vLLM's output.

@@ -33,6 +33,15 @@ REFUSALS = {
         1,
         "huggingface_hub.errors.GatedRepoError: Access to model x/y is restricted",
     ),
+    "out-of-memory": (1, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "memory-taken": (
+        1,
+        "ValueError: Free memory on device cuda:0 (3.1/47.5 GiB) on startup is less than desired GPU memory",
+    ),
+    "port-taken": (
+        1,
+        "OSError: [Errno 98] error while attempting to bind on address: address already in use",
+    ),
     "unknown": (1, "RuntimeError: the flux capacitor is empty"),
 }
 
@@ -43,6 +52,7 @@ class Engine(BaseHTTPRequestHandler):
     folder = Path()
     tokens = 0
     frozen = False
+    wedged = False
 
     def address_string(self) -> str:
         """A unix socket has no address."""
@@ -63,7 +73,7 @@ class Engine(BaseHTTPRequestHandler):
         """Health and metrics: both keep answering while the engine hangs."""
         if self.path != "/metrics":
             return self._answer(200, "")
-        running = int(Engine.frozen)
+        running = int(Engine.frozen and not Engine.wedged)
         lines = [
             f'vllm:generation_tokens_total{{engine="0",model_name="m"}} {Engine.tokens}.0',
             f'vllm:num_requests_running{{engine="0",model_name="m"}} {running}.0',
@@ -78,6 +88,9 @@ class Engine(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("Content-Length", "0")))
         if self.path == "/fake/hang":
             Engine.frozen = True
+        elif self.path == "/fake/wedge":
+            # Hangs, and says that it runs nothing.
+            Engine.frozen = Engine.wedged = True
         elif self.path == "/fake/exit":
             self._answer(200, "{}")
             self.wfile.flush()

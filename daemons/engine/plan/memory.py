@@ -1,20 +1,16 @@
 """The ledger of a GPU's memory: what weights, activations, graphs and the KV cache take.
 
-Sources: vLLM's ``v1/worker/gpu_worker.py`` (what is left of ``total × utilisation`` becomes KV cache) and its
-KV-cache specifications (bytes of a block). What is estimated rather than exact says so.
+Source: vLLM's ``v1/worker/gpu_worker.py`` (what is left of ``total × utilisation`` becomes KV cache). What is
+estimated rather than exact says so.
 """
 
 from dataclasses import dataclass
 
+from daemons.engine.plan.cache import BATCHED_TOKENS, Cache, cache_of
 from daemons.engine.plan.shape import Shape
 
 GIB = 1 << 30
 
-BLOCK_TOKENS = 16
-"""Tokens in a block of vLLM's KV cache on GPUs."""
-BLOCK_TOKENS_CPU = 128
-
-_BATCHED_TOKENS = 2048
 _NON_TORCH = int(0.13 * GIB)
 _NON_TORCH_RANK = int(0.55 * GIB)
 _GRAPHS = int(0.6 * GIB)
@@ -22,7 +18,20 @@ _ACTIVATION_FACTOR = 2.0
 
 # Bits per weight of a linear layer, scales and zero points of the usual group size included.
 _BITS = {"awq": 4.156, "gptq": 4.156, "int4": 4.156, "mxfp4": 4.25, "int8": 8.0, "fp8": 8.0}
-_ALIASES = {"awq_marlin": "awq", "gptq_marlin": "gptq", "bitsandbytes": "int8", "compressed-tensors": "int8"}
+_ALIASES = {"awq_marlin": "awq", "gptq_marlin": "gptq", "bitsandbytes": "int4", "compressed-tensors": "int8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What vLLM itself said of an earlier start of the same model, release and GPU, in bytes of one GPU.
+
+    Attributes:
+        weights: what loading took.
+        overhead: what else was gone before the KV cache got its share.
+    """
+
+    weights: int
+    overhead: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +42,7 @@ class Ledger:
         total: what NVML reports.
         budget: what vLLM may use of it.
         weights, activation, graphs, other: what is gone before the KV cache gets its share.
-        token: KV bytes of a token on this GPU, in layers that remember everything.
-        window_tokens: bytes a request needs beside, in layers that remember a window.
-        tokens: capacity of the KV cache.
+        cache: how the KV cache is laid out.
     """
 
     total: int
@@ -44,9 +51,7 @@ class Ledger:
     activation: int
     graphs: int
     other: int
-    token: int
-    sequence: int
-    tokens: int
+    cache: Cache
 
     @property
     def kv_cache(self) -> int:
@@ -55,37 +60,18 @@ class Ledger:
 
     def users(self, context: int) -> float:
         """Requests of `context` tokens that the cache holds at the same time."""
-        if self.kv_cache <= 0:
-            return 0.0
-        return self.kv_cache / (context * self.token + self.sequence)
+        return self.cache.users(self.kv_cache, context)
 
-
-def kv_bytes_per_token(shape: Shape, tensor_parallel: int = 1, element_bytes: int | None = None) -> int:
-    """KV bytes of one token on one GPU, in the layers that remember every token.
-
-    GQA: ``2 · layers · max(1, kv_heads / tp) · head_dim · bytes``. MLA: ``layers · (kv_lora_rank +
-    qk_rope_head_dim) · bytes``, on every GPU in full.
-    """
-    return _layer_bytes(shape, tensor_parallel, element_bytes) * shape.full_layers
-
-
-def kv_bytes_per_sequence(shape: Shape, tensor_parallel: int = 1, element_bytes: int | None = None) -> int:
-    """KV bytes that a long request needs once, in the layers that remember a window."""
-    reach = shape.window + _BATCHED_TOKENS
-    return _layer_bytes(shape, tensor_parallel, element_bytes) * shape.window_layers * reach
-
-
-def _layer_bytes(shape: Shape, tensor_parallel: int, element_bytes: int | None) -> int:
-    size = element_bytes or shape.dtype_bytes
-    if shape.latent:
-        return shape.latent * size
-    return 2 * max(1, shape.kv_heads // tensor_parallel) * shape.head_dim * size
+    def tokens(self, context: int) -> int:
+        """Capacity of the cache in tokens, for requests of `context` tokens."""
+        return self.cache.tokens(self.kv_cache, context)
 
 
 def parameters(shape: Shape) -> tuple[int, int]:
     """Parameters in linear layers, and in embeddings and the output head, which quantization leaves alone.
 
-    Exact for the Llama family, Mistral, Mixtral and Qwen; for anything else read the weights themselves.
+    Exact for the Llama family, Mistral, Mixtral and Qwen but for norms and biases; for anything else read the
+    weights themselves.
     """
     attention = 2 * shape.hidden * shape.head_dim * (shape.heads + shape.kv_heads)
     feed_forward = 3 * shape.hidden * shape.intermediate * shape.experts
@@ -94,9 +80,17 @@ def parameters(shape: Shape) -> tuple[int, int]:
     return shape.layers * (attention + feed_forward + router), embeddings
 
 
-def estimated_weights(shape: Shape, quantization: str | None = None) -> int:
-    """Bytes of the weights from the shape alone."""
+def estimated_weights(shape: Shape, quantization: str | None = None, total: int | None = None) -> int:
+    """Bytes of the weights from the shape alone.
+
+    Args:
+        shape: the model.
+        quantization: method; the model's own by default.
+        total: parameters, where they are known better than by `parameters`.
+    """
     linear, embeddings = parameters(shape)
+    if total is not None:
+        linear = total - embeddings
     method = quantization or shape.quantization
     bits = _BITS.get(_ALIASES.get(method or "", method or ""), 8.0 * shape.dtype_bytes)
     return int(linear * bits / 8) + embeddings * shape.dtype_bytes
@@ -104,7 +98,7 @@ def estimated_weights(shape: Shape, quantization: str | None = None) -> int:
 
 def activation(shape: Shape, tensor_parallel: int, max_num_seqs: int) -> int:
     """Peak of a forward pass; an estimate: hidden states of the largest batch, and the logits in float32."""
-    hidden_states = _BATCHED_TOKENS * (2 * shape.intermediate // tensor_parallel + 4 * shape.hidden) * 2
+    hidden_states = BATCHED_TOKENS * (2 * shape.intermediate // tensor_parallel + 4 * shape.hidden) * 2
     logits = max_num_seqs * shape.vocabulary * 4 * 2
     return int(_ACTIVATION_FACTOR * (hidden_states + logits))
 
@@ -118,6 +112,7 @@ def ledger(
     utilization: float = 0.90,
     max_num_seqs: int = 256,
     kv_element_bytes: int | None = None,
+    measured: Measured | None = None,
 ) -> Ledger:
     """The ledger of one of `tensor_parallel` GPUs that serve the model together.
 
@@ -129,28 +124,14 @@ def ledger(
         utilization: ``gpu_memory_utilization``.
         max_num_seqs: requests computed at the same time.
         kv_element_bytes: 1 for an fp8 KV cache; the model's own by default.
+        measured: what an earlier start showed, instead of the estimates.
     """
-    made = Ledger(
+    return Ledger(
         total=gpu_bytes,
         budget=int(gpu_bytes * utilization),
-        weights=weights // tensor_parallel,
-        activation=activation(shape, tensor_parallel, max_num_seqs),
-        graphs=_GRAPHS,
-        other=_NON_TORCH if tensor_parallel == 1 else _NON_TORCH_RANK,
-        token=kv_bytes_per_token(shape, tensor_parallel, kv_element_bytes),
-        sequence=kv_bytes_per_sequence(shape, tensor_parallel, kv_element_bytes),
-        tokens=0,
+        weights=measured.weights if measured else weights // tensor_parallel,
+        activation=0 if measured else activation(shape, tensor_parallel, max_num_seqs),
+        graphs=0 if measured else _GRAPHS,
+        other=measured.overhead if measured else _NON_TORCH if tensor_parallel == 1 else _NON_TORCH_RANK,
+        cache=cache_of(shape, tensor_parallel, kv_element_bytes),
     )
-    tokens = kv_tokens(shape, max(0, made.kv_cache), BLOCK_TOKENS, tensor_parallel, kv_element_bytes)
-    return Ledger(
-        **{name: getattr(made, name) for name in Ledger.__slots__ if name != "tokens"}, tokens=tokens
-    )
-
-
-def kv_tokens(
-    shape: Shape, cache_bytes: int, block: int, tensor_parallel: int = 1, element_bytes: int | None = None
-) -> int:
-    """Tokens that `cache_bytes` hold, in whole blocks, when every layer remembers everything or a window."""
-    layers = shape.full_layers + shape.window_layers
-    page = _layer_bytes(shape, tensor_parallel, element_bytes) * layers * block
-    return cache_bytes // page * block if page else 0

@@ -22,7 +22,8 @@ class Shape:
         window_layers: attention layers that remember the last `window` tokens only.
         other_layers: layers without a KV cache (Mamba, linear attention): their state does not grow.
         kv_heads: key and value heads of one layer, over all GPUs.
-        latent: bytes-free width that MLA stores for a token in one layer instead of heads; 0 without MLA.
+        state: bytes that a layer of `other_layers` keeps of each request; 0 where that is not known.
+        latent: width that MLA stores for a token in one layer instead of heads; 0 without MLA.
         experts: copies of the feed-forward block; 1 in a dense model.
     """
 
@@ -37,6 +38,7 @@ class Shape:
     kv_heads: int
     head_dim: int
     latent: int
+    state: int
     vocabulary: int
     experts: int
     tied: bool
@@ -78,6 +80,7 @@ def shape_of(config: Config) -> Shape:
     hidden = int(text.get("hidden_size") or text["n_embd"])
     full, window_layers, other = _layer_kinds(text)
     dtype = str(text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype") or "bfloat16")
+    element = 4 if dtype.endswith("float32") else 2
     quantization = config.get("quantization_config") or {}
     return Shape(
         architecture=str((config.get("architectures") or ["unknown"])[0]),
@@ -92,15 +95,33 @@ def shape_of(config: Config) -> Shape:
         head_dim=int(text.get("head_dim") or hidden // heads),
         latent=int(text.get("kv_lora_rank") or 0)
         and int(text["kv_lora_rank"]) + int(text["qk_rope_head_dim"]),
+        state=_state_bytes(text, hidden, element),
         vocabulary=int(text["vocab_size"]),
         experts=int(
             text.get("num_local_experts") or text.get("num_experts") or text.get("n_routed_experts") or 1
         ),
         tied=bool(text.get("tie_word_embeddings", False)),
         longest=int(text.get("max_position_embeddings") or 0),
-        dtype_bytes=4 if dtype.endswith("float32") else 2,
+        dtype_bytes=element,
         quantization=quantization.get("quant_method"),
     )
+
+
+def _state_bytes(text: Config, hidden: int, element: int) -> int:
+    """State of one layer and request: what its convolution remembers, and a recurrent state in float32.
+
+    Source: vLLM 0.32, ``model_executor/layers/mamba/mamba_utils.py``.
+    """
+    if text.get("linear_num_value_heads"):  # Qwen3-Next's gated delta net
+        keys = int(text["linear_num_key_heads"]) * int(text["linear_key_head_dim"])
+        values = int(text["linear_num_value_heads"]) * int(text["linear_value_head_dim"])
+        convolution = (2 * keys + values) * (int(text["linear_conv_kernel_dim"]) - 1)
+        return convolution * element + values * int(text["linear_key_head_dim"]) * 4
+    if text.get("mamba_d_state") and not text.get("mamba_n_heads"):  # Mamba 1, as in Jamba
+        inner = int(text.get("mamba_expand") or 2) * hidden
+        convolution = inner * (int(text.get("mamba_d_conv") or 4) - 1)
+        return convolution * element + inner * int(text["mamba_d_state"]) * 4
+    return 0
 
 
 def _layer_kinds(text: Config) -> tuple[int, int, int]:

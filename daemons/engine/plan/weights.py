@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from daemons.runtime.errors import EXIT_CONFIG, Fatal, describe_os_error
@@ -78,4 +79,9 @@ def tensor_bytes(path: Path) -> int:
     end = max((entry["data_offsets"][1] for entry in tensors), default=0)
     if path.stat().st_size < 8 + length + end:
         raise Fatal(f"{path} is cut off: download it again", EXIT_CONFIG)
-    return sum(_BITS.get(entry["dtype"], 16) * math.prod(entry["shape"]) // 8 for entry in tensors)
+    return sum(size_of(entry["dtype"], entry["shape"]) for entry in tensors)
+
+
+def size_of(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a tensor, its type as safetensors names it."""
+    return _BITS.get(dtype, 16) * math.prod(shape) // 8

@@ -1,42 +1,56 @@
-"""``llmctl plan``: what a model needs of the GPUs, before it is loaded."""
+"""The command line of ``llmctl plan``."""
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from daemons.engine.gpus import NvmlInventory
-from daemons.engine.plan.advice import Advice, advise
-from daemons.engine.plan.catalogue import shapes
-from daemons.engine.plan.memory import GIB, estimated_weights, kv_bytes_per_token
-from daemons.engine.plan.shape import Shape, read_shape
-from daemons.engine.plan.weights import weights_in
+from daemons.engine.plan.advice import advise
+from daemons.engine.plan.catalogue import COMMON
+from daemons.llmctl.models import MODELS_DIR
+from daemons.llmctl.plan.sources import Gpus, Sources, from_catalogue, gpus_here
+from daemons.llmctl.plan.view import Row, as_json, bar, ledger_table, table
+from daemons.runtime.cli import CONFIG_DIR
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
 
-_BAR = 40
+_EPILOG = """\
+examples:
+  llmctl plan meta-llama/Llama-3.1-8B-Instruct         from the hub, without weights, for this host
+  llmctl plan ./model --gpus 2 --gpu-memory 47.5       a folder, for two cards of 47.5 GiB
+  llmctl plan Llama-3-70B --quantization awq --context 32768
+  llmctl plan --all                                    common models on this host
+
+All sizes are GiB (2^30 bytes); vendors print GB (10^9). Exit status: 0 fits, 1 does not.
+"""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add ``plan`` to `llmctl`'s verbs."""
-    parser = subparsers.add_parser("plan", help="memory, capacity and a configuration for a model")
-    parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="a model folder, or a name that --all lists"
+    parser = subparsers.add_parser(
+        "plan",
+        help="memory, capacity and a configuration for a model",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--gpus", type=int, default=None, metavar="N", help="GPUs (default: those of this host)"
+        "model", nargs="?", metavar="MODEL", help="a folder, ORGANISATION/NAME[@REVISION], or a name of --all"
     )
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs (default: those of this host)")
     parser.add_argument(
-        "--gpu-memory", type=float, default=None, metavar="GIB", help="memory of one GPU in GiB"
+        "--gpu-memory", type=float, metavar="GIB", help="memory of one GPU as NVML reports it"
     )
     parser.add_argument("--context", type=int, default=8192, metavar="TOKENS", help="tokens of one request")
-    parser.add_argument("--quantization", default=None, metavar="METHOD", help="awq, gptq, int8, fp8, mxfp4")
+    parser.add_argument("--quantization", metavar="METHOD", help="awq, gptq, int8, fp8, mxfp4")
+    parser.add_argument(
+        "--kv-cache-dtype", choices=("auto", "fp8"), default="auto", help="numbers in the cache"
+    )
     parser.add_argument("--utilization", type=float, default=0.90, metavar="SHARE")
-    parser.add_argument("--all", action="store_true", help="the models that are asked for often")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--all", action="store_true", help="the table of common models")
+    parser.add_argument("--json", action="store_true", help="for scripts: sizes in bytes")
+    parser.add_argument("--models-dir", type=Path, default=MODELS_DIR, metavar="FOLDER")
+    parser.add_argument("--config-dir", type=Path, default=CONFIG_DIR, metavar="FOLDER")
     parser.set_defaults(run=run)
 
 
@@ -46,100 +60,67 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         Fatal: no such model, or no GPU is known.
     """
-    gpus, gpu_bytes = _gpus(args.gpus, args.gpu_memory)
-    if not args.model and not args.all:
-        raise Fatal("name a model folder, or give --all", EXIT_CONFIG)
-    names = list(shapes()) if args.all else [args.model]
-    plans = {}
-    for name in names:
-        shape, weights = _model(name, args.quantization)
-        advice = advise(
-            shape, weights, gpu_bytes, gpus=gpus, context=args.context, utilization=args.utilization
-        )
-        plans[name] = (shape, weights, advice)
+    _check(args)
+    gpus = gpus_here(args.gpus, args.gpu_memory)
+    rows = [_row(args, gpus, *entry) for entry in COMMON] if args.all else [_named(args, gpus)]
     if args.json:
-        print(json.dumps({name: _as_json(*plan) for name, plan in plans.items()}, indent=2))
-    else:
-        console = Console()
-        console.print(_table(plans, gpus, gpu_bytes, args.context))
-        if not args.all:
-            console.print(_bar(plans[args.model][2]), highlight=False)
-            console.print(plans[args.model][2].reason, highlight=False)
-    return 0 if args.all or plans[args.model][2].tensor_parallel else 1
+        print(json.dumps([as_json(row) for row in rows], indent=2))
+        return 0 if args.all or rows[0].advice.tensor_parallel else 1
+    console = Console(highlight=False)
+    console.print(table(rows, gpus, args.context))
+    for note in gpus.notes:
+        console.print(note, markup=False)
+    if args.all:
+        return 0
+    console.print(ledger_table(rows[0], args.context))
+    console.print(bar(rows[0].advice), markup=False)
+    console.print(rows[0].advice.reason, markup=False)
+    return 0 if rows[0].advice.tensor_parallel else 1
 
 
-def _gpus(count: int | None, gib: float | None) -> tuple[int, int]:
-    if count is not None and gib is not None:
-        return count, int(gib * GIB)
-    try:
-        found = NvmlInventory().gpus()
-    except Fatal as error:
-        raise Fatal(f"{error}; or give both --gpus and --gpu-memory", EXIT_CONFIG) from None
-    if not found:
-        raise Fatal("this host has no GPU: give both --gpus and --gpu-memory", EXIT_CONFIG)
-    smallest = min(gpu.memory_bytes for gpu in found)
-    return count or len(found), smallest if gib is None else int(gib * GIB)
-
-
-def _model(name: str, quantization: str | None) -> tuple[Shape, int]:
-    known = shapes()
-    if name in known:
-        return known[name], estimated_weights(known[name], quantization)
-    folder = Path(name)
-    if not folder.is_dir():
-        raise Fatal(f"{name} is neither a folder nor one of: {', '.join(known)}", EXIT_CONFIG)
-    shape = read_shape(folder)
-    asked_for_more = quantization is not None and shape.quantization is None
-    return shape, estimated_weights(shape, quantization) if asked_for_more else weights_in(folder)
-
-
-def _as_json(shape: Shape, weights: int, advice: Advice) -> dict[str, Any]:
-    return {
-        "weights_bytes": weights,
-        "kv_bytes_per_token": kv_bytes_per_token(shape),
-        "advice": {key: value for key, value in asdict(advice).items() if key != "ledger"},
-        "ledger": asdict(advice.ledger) | {"kv_cache": advice.ledger.kv_cache},
-    }
-
-
-def _table(plans: dict[str, tuple[Shape, int, Advice]], gpus: int, gpu_bytes: int, context: int) -> Table:
-    table = Table(title=f"{gpus} GPU(s) of {gpu_bytes / GIB:.1f} GiB, requests of {context} tokens")
-    for heading in (
-        "model",
-        "weights GiB",
-        "KV KiB/token",
-        "TP",
-        "replicas",
-        "KV GiB/GPU",
-        "tokens",
-        "users",
-    ):
-        table.add_column(
-            heading, justify="left" if heading == "model" else "right", no_wrap=heading == "model"
-        )
-    for name, (shape, weights, advice) in plans.items():
-        entry = advice.ledger
-        fits = [f"{advice.tensor_parallel}", f"{advice.replicas}"] if advice.tensor_parallel else ["-", "-"]
-        table.add_row(
-            name,
-            f"{weights / GIB:.1f}",
-            f"{kv_bytes_per_token(shape) / 1024:.1f}",
-            *fits,
-            f"{entry.kv_cache / GIB:.1f}",
-            f"{entry.tokens}",
-            f"{entry.users(context) * advice.replicas:.1f}",
-        )
-    return table
-
-
-def _bar(advice: Advice) -> str:
-    entry = advice.ledger
-    parts = [
-        ("#", entry.weights),
-        ("a", entry.activation),
-        ("g", entry.graphs + entry.other),
-        ("k", max(0, entry.kv_cache)),
-        (".", entry.total - entry.budget),
+def _check(args: argparse.Namespace) -> None:
+    faults = [
+        f"--{name.replace('_', '-')}: expected a number above 0"
+        for name in ("gpus", "gpu_memory", "context")
+        if (value := getattr(args, name)) is not None and value <= 0
     ]
-    bar = "".join(sign * round(_BAR * size / entry.total) for sign, size in parts)
-    return f"one GPU: {bar[:_BAR]}  # weights, a activations, g graphs and driver, k KV cache, . left free"
+    if not 0 < args.utilization <= 1:
+        faults.append("--utilization: expected a share above 0 and up to 1")
+    if bool(args.model) == args.all:
+        faults.append("name a model, or give --all")
+    if faults:
+        raise Fatal("\n".join(faults), EXIT_CONFIG)
+
+
+def _named(args: argparse.Namespace, gpus: Gpus) -> Row:
+    found = Sources(args.models_dir, args.config_dir).find(args.model, args.quantization)
+    measured = {} if args.quantization else found.measured(gpus.name)
+    advice = advise(
+        found.shape,
+        found.weights,
+        gpus.memory,
+        gpus=gpus.count,
+        context=args.context,
+        utilization=args.utilization,
+        kv_element_bytes=_element_bytes(args),
+        measured=measured,
+    )
+    return Row(args.model, args.quantization or found.shape.quantization, found.weights, advice)
+
+
+def _row(args: argparse.Namespace, gpus: Gpus, name: str, quantization: str | None) -> Row:
+    found = from_catalogue(name, quantization)
+    advice = advise(
+        found.shape,
+        found.weights,
+        gpus.memory,
+        gpus=gpus.count,
+        context=args.context,
+        utilization=args.utilization,
+        kv_element_bytes=_element_bytes(args),
+    )
+    return Row(name, quantization or found.shape.quantization, found.weights, advice)
+
+
+def _element_bytes(args: argparse.Namespace) -> int | None:
+    return 1 if args.kv_cache_dtype == "fp8" else None

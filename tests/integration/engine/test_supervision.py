@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.engine.conftest import PROJECT, Launcher, gone, wait_for
+from tests.integration.engine.conftest import FAKE, PROJECT, Launcher, gone, wait_for
 
 FAST = {"first_delay_seconds": 0.05, "longest_delay_seconds": 0.2}
 
@@ -49,6 +50,9 @@ def test_starts_with_phases_and_is_ready_only_after_a_real_answer(engine: Launch
         ("bad-flag", 78, "vLLM does not know --swap-space 4: correct extra_args"),
         ("no-space", 78, "the disk is full"),
         ("gated", 78, "the model is gated"),
+        ("out-of-memory", 78, "the GPU's memory is exhausted: see `llmctl plan`"),
+        ("memory-taken", 1, "only 3.1 of 47.5 GiB of GPU memory are free"),
+        ("port-taken", 1, "an address vLLM needs is already in use"),
         ("unknown", 1, "RuntimeError: the flux capacitor is empty"),
         ("warm-up-fails", 1, "the first request failed: completion: HTTP 500: broken"),
     ],
@@ -107,6 +111,36 @@ def test_a_silent_hang_is_found_though_health_says_200(engine: Launcher, model: 
     assert 'llm_engine_restarts_total{cause="hang"} 1.0' in running.metrics()
 
 
+def test_a_hang_in_idleness_is_found_by_a_probe(engine: Launcher) -> None:
+    running = engine(restart=FAST, watchdog={"interval_seconds": 0.3, "misses": 2, "idle_probe_seconds": 0.5})
+    wait_for(running.ready)
+    running.api("POST", "/fake/wedge")
+    wait_for(lambda: running.is_ready(2))
+    (report,) = running.state_dir.glob("post-mortem-*.txt")
+    assert "0 running, 0 waiting" in report.read_text()
+    assert "a probe unanswered" in report.read_text()
+
+
+def test_where_nobody_may_read_stacks_the_processes_write_their_own(engine: Launcher, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / "bin" / "py-spy").write_text("#!/bin/sh\necho Permission denied\nexit 1\n")
+    (tmp_path / "bin" / "py-spy").chmod(0o755)
+    running = engine(
+        vllm=[str(tmp_path / "bin" / "python"), str(FAKE)],
+        restart=FAST,
+        watchdog={"interval_seconds": 0.3, "misses": 2},
+    )
+    wait_for(running.ready)
+    running.api("POST", "/fake/hang")
+    wait_for(lambda: running.is_ready(2))
+    (report,) = running.state_dir.glob("post-mortem-*.txt")
+    stacks = report.read_text().partition("==== stacks")[2].partition("==== GPUs")[0]
+    assert "Permission denied" in stacks
+    assert "Fatal Python error: Aborted" in stacks
+    assert "serve_forever" in stacks
+
+
 def test_slow_clients_are_no_hang(engine: Launcher) -> None:
     running = engine(watchdog={"interval_seconds": 0.2, "misses": 2})
     wait_for(running.ready)
@@ -132,6 +166,9 @@ def test_stop_leaves_no_process(engine: Launcher, model: Path, mode: str) -> Non
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(20) == 0
     assert gone(core)
+    told = running.notifications()
+    stopping = next(index for index, message in enumerate(told) if "STOPPING=1" in message)
+    assert any("EXTEND_TIMEOUT_USEC" in message for message in told[stopping:])
 
 
 def test_a_supervisor_that_is_killed_takes_vllm_along(engine: Launcher, model: Path) -> None:
@@ -189,6 +226,16 @@ def test_a_second_engine_of_the_same_name_is_refused(engine: Launcher, tmp_path:
     assert second.returncode == 1
     assert "already in use" in second.stderr
     assert running.is_ready(1)
+
+
+def test_a_metrics_port_that_is_taken_is_one_line(engine: Launcher) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        running = engine(metrics={"host": "127.0.0.1", "port": taken.getsockname()[1]})
+        assert running.process.wait(30) == 1
+    (said,) = [record["event"] for record in running.log() if record["level"] == "critical"]
+    assert "already in use" in said
 
 
 def test_the_cache_is_kept_for_the_next_start(engine: Launcher, model: Path) -> None:

@@ -2,21 +2,24 @@
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from daemons.engine.config import EngineSettings
-from daemons.engine.gpus import Gpu
+from daemons.engine.fit import compare
+from daemons.engine.gpus import Gpu, Link
 from daemons.engine.launch import prepare
+from daemons.engine.peers.trial import Outcome
+from daemons.engine.vllm_log import Figures
 from daemons.runtime.errors import Fatal
 
 GIB = 1 << 30
 
 
 class FakeInventory:
-    """Two small GPUs; `direct` says whether they reach each other."""
+    """Two small GPUs; `direct` is what the driver claims of peer access."""
 
     def __init__(self, memory: int = 4 * GIB, direct: bool = True) -> None:
         self._memory, self._direct = memory, direct
@@ -31,9 +34,27 @@ class FakeInventory:
         assert uuid
         return set()
 
-    def direct_access(self, uuids: Sequence[str]) -> bool:
+    def links(self, uuids: Sequence[str]) -> list[Link]:
         assert len(uuids) == 2
-        return self._direct
+        return [Link(0, 1, "PHB", self._direct, self._direct)]
+
+
+class FakeTrial:
+    """An all-reduce that works by peer access, through host memory, or not at all."""
+
+    def __init__(self, by_peers: Outcome, through_host: Outcome | None = None) -> None:
+        self._outcomes = {False: by_peers, True: through_host or WORKS}
+        self.environments: list[Mapping[str, str]] = []
+
+    def __call__(self, vllm: str, ranks: int, environment: Mapping[str, str]) -> Outcome:
+        assert (vllm, ranks) == ("/opt/llm/vllm/current/bin/vllm", 2)
+        assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-0,GPU-1"
+        self.environments.append(environment)
+        return self._outcomes[environment.get("NCCL_P2P_DISABLE") == "1"]
+
+
+WORKS = Outcome(True, "0.4 s")
+HANGS = Outcome(False, "an all-reduce did not end in 30 s")
 
 
 def settings(tmp_path: Path, **changes: object) -> EngineSettings:
@@ -58,6 +79,7 @@ def settings(tmp_path: Path, **changes: object) -> EngineSettings:
         "vllm_version": "0.32.0",
         "runtime_dir": tmp_path / "run",
         "cache_dir": tmp_path / "cache",
+        "state_dir": tmp_path / "state",
     }
     return EngineSettings.model_validate(base | changes)
 
@@ -73,15 +95,78 @@ def test_gpus_by_uuid_near_processors_and_a_cache_of_its_own(tmp_path: Path) -> 
     assert cache.stat().st_mode & 0o777 == 0o700
 
 
-def test_tensor_parallelism_without_direct_access_avoids_it(tmp_path: Path) -> None:
-    two = settings(tmp_path, gpus=[0, 1], tensor_parallel_size=2)
-    launch = prepare(two, FakeInventory(direct=False), {})
-    assert "--disable-custom-all-reduce" in launch.command
-    assert launch.environment["NCCL_P2P_DISABLE"] == "1"
-    assert launch.environment["TORCH_NCCL_BLOCKING_WAIT"] == "1"
-    launch = prepare(two, FakeInventory(direct=True), {})
+def two(tmp_path: Path) -> EngineSettings:
+    return settings(tmp_path, gpus=[0, 1], tensor_parallel_size=2)
+
+
+def test_peer_access_that_is_shown_is_used(tmp_path: Path) -> None:
+    trial = FakeTrial(WORKS)
+    launch = prepare(two(tmp_path), FakeInventory(), {}, trial)
     assert "--disable-custom-all-reduce" not in launch.command
     assert "NCCL_P2P_DISABLE" not in launch.environment
+    assert launch.environment["TORCH_NCCL_BLOCKING_WAIT"] == "1"
+    assert launch.peers.facts["links"] == "GPU 0 - GPU 1: PHB, peer access claimed"
+    assert launch.peers.facts["all_reduce"] == "0.4 s"
+
+
+@pytest.mark.parametrize(
+    ("claimed", "said"),
+    [(True, "claims peer access, but an all-reduce did not end in 30 s"), (False, "have no peer access")],
+)
+def test_peer_access_that_is_not_there_is_avoided(tmp_path: Path, claimed: bool, said: str) -> None:
+    trial = FakeTrial(HANGS)
+    launch = prepare(two(tmp_path), FakeInventory(direct=claimed), {}, trial)
+    assert "--disable-custom-all-reduce" in launch.command
+    assert launch.environment["NCCL_P2P_DISABLE"] == "1"
+    assert said in launch.peers.reason
+    assert len(trial.environments) == 1 + claimed
+
+
+def test_gpus_that_cannot_add_up_at_all_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Fatal, match=r"cannot work together .*did not end in 30 s, even through host memory"):
+        prepare(two(tmp_path), FakeInventory(), {}, FakeTrial(HANGS, HANGS))
+
+
+def test_a_trial_that_cannot_be_made_leaves_it_to_the_driver(tmp_path: Path) -> None:
+    launch = prepare(two(tmp_path), FakeInventory(), {}, FakeTrial(Outcome(None, "no python")))
+    assert "--disable-custom-all-reduce" not in launch.command
+    assert "could not be tried (no python)" in launch.peers.reason
+
+
+def test_an_operators_environment_has_the_last_word(tmp_path: Path) -> None:
+    mine = two(tmp_path).model_copy(update={"environment": {"NCCL_P2P_DISABLE": "0"}})
+    launch = prepare(mine, FakeInventory(direct=False), {}, FakeTrial(HANGS))
+    assert launch.environment["NCCL_P2P_DISABLE"] == "0"
+
+
+def test_the_plan_is_compared_with_vllm_and_corrected(tmp_path: Path) -> None:
+    mine = settings(tmp_path)
+    first = prepare(mine, FakeInventory(), {}).planned
+    assert first is not None
+    assert not first.corrected
+    figures = Figures()
+    for line in (
+        "Model loading took 0.50 GiB memory and 1.234567 seconds",
+        "Available KV cache memory: 2.25 GiB",
+        "GPU KV cache size: 4,194,304 tokens, Maximum concurrency for 128 tokens per request: 32768.00x",
+    ):
+        figures.feed(line)
+    compare(first, figures, mine.state_dir)
+    second = prepare(mine, FakeInventory(), {}).planned
+    assert second is not None
+    assert second.corrected
+    assert second.weights == GIB // 2
+    assert second.kv_cache == int(2.25 * GIB)
+    assert second.tokens == int(2.25 * GIB) // 512  # two layers, four heads of 16, key and value, two bytes
+    other = prepare(mine.model_copy(update={"max_num_seqs": 8}), FakeInventory(), {}).planned
+    assert other is not None
+    assert not other.corrected
+
+
+def test_what_cannot_be_planned_is_left_to_vllm(tmp_path: Path) -> None:
+    mine = settings(tmp_path)
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert prepare(mine, FakeInventory(), {}).planned is None
 
 
 def test_two_engines_on_one_gpu_beyond_its_memory_are_refused(tmp_path: Path) -> None:

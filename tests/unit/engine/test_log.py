@@ -73,8 +73,8 @@ def test_the_core_says_that_it_died() -> None:
         ),
         (
             "ValueError: To serve at least one request with the models's max seq len (8192), 1 GiB",
-            1,
-            "ValueError: To serve",
+            78,
+            "does not hold one request of 8192 tokens",
         ),
         ("ValueError: No available memory for the cache blocks.", 78, "no memory is left for the KV cache"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate", 78, "llmctl plan"),
