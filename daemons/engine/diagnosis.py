@@ -32,7 +32,7 @@ _KNOWN = (
         1,
     ),
     _known(
-        r"GatedRepoError|Access to model (\S+) is restricted|gated repo",
+        r"GatedRepoError|Access to model \S+ is restricted|trying to access a gated repo",
         "the model is gated: accept its licence on the hub, and give a token that may read it (hf-token)",
     ),
     _known(

@@ -1,4 +1,4 @@
-"""`llm-engine` with the real vLLM on the CPU. One engine serves every test here, in the order of the file."""
+"""`llm-engine` with the real vLLM on the CPU. One engine serves the tests here, the last of them ends it."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,7 @@ def test_mixed_load_and_a_long_prefill_raise_no_alarm(running: EngineUnderTest, 
 
 
 def test_a_frozen_core_is_found_within_30_s_written_down_and_restarted(running: EngineUnderTest) -> None:
+    generation = running.state()["generation"]
     stream = Stream(running, 4000)
     assert stream.first.wait(120)
     core, *_ = processes(running, "EngineCore")
@@ -175,7 +176,7 @@ def test_a_frozen_core_is_found_within_30_s_written_down_and_restarted(running: 
     wait_for(lambda: running.state("?gateway=g&in_flight=1")["state"] == "starting", 40)
     assert time.monotonic() - frozen < 30
     before = cached(running)
-    wait_for(lambda: running.is_ready(2), START_SECONDS, 0.2)
+    wait_for(lambda: running.is_ready(generation + 1), START_SECONDS, 0.2)
     assert gone(core)
     # What the first start looked up of the model is used again, not made again.
     assert before
@@ -187,9 +188,8 @@ def test_a_frozen_core_is_found_within_30_s_written_down_and_restarted(running: 
     assert "Thread" in text
 
 
-def test_a_killed_core_is_an_error_event_and_a_restart(
-    running: EngineUnderTest, record_property: Callable[[str, object], None]
-) -> None:
+def test_a_killed_core_is_an_error_event_and_a_restart(running: EngineUnderTest) -> None:
+    generation = running.state()["generation"]
     stream = Stream(running, 4000)
     assert stream.first.wait(120)
     core, *_ = processes(running, "EngineCore")
@@ -198,10 +198,10 @@ def test_a_killed_core_is_an_error_event_and_a_restart(
     stream.join(60)
     assert not stream.is_alive()
     assert "error" in stream.events()[-1]
-    wait_for(lambda: running.is_ready(3), START_SECONDS, 0.05)
+    wait_for(lambda: running.is_ready(generation + 1), START_SECONDS, 0.05)
     took = time.monotonic() - killed
     seconds = [record["seconds"] for record in running.log() if record["event"] == "warm-up answered"]
-    record_property("seconds_beyond_the_start", round(took - seconds[-1], 2))
+    print(f"ready again {took - seconds[-1]:.2f} s after what the start itself takes")
     assert took - seconds[-1] < 2
     assert 'llm_engine_restarts_total{cause="exit"} 1.0' in running.metrics()
 
@@ -224,7 +224,7 @@ def test_stop_lets_streams_end_and_leaves_no_process(running: EngineUnderTest) -
     [
         ({"extra_args": {"dtype": "nonsense"}}, 78, "vLLM refuses --dtype"),
         (
-            {"kv_cache_memory_bytes": 1 << 20, "max_model_len": 8192},
+            {"kv_cache_memory_bytes": 16 << 20, "max_model_len": 8192},
             78,
             "does not hold one request of 8192 tokens",
         ),

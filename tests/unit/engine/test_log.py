@@ -83,6 +83,12 @@ def test_the_core_says_that_it_died() -> None:
             1,
             "in use",
         ),
+        (
+            "RepositoryNotFoundError: 401 Client Error. If you are trying to access a private or gated repo, make",
+            78,
+            "there is no such model",
+        ),
+        ("OSError: You are trying to access a gated repo.", 78, "the model is gated"),
         ("pydantic: Model architectures ['FooForCausalLM'] are not supported for now", 78, "FooForCausalLM"),
     ],
 )
