@@ -11,7 +11,7 @@ from daemons.engine.config import EngineSettings, flag_name
 from daemons.engine.gpus import Gpu
 from daemons.engine.plan import measured
 from daemons.engine.plan.cache import BLOCK_TOKENS_CPU, cache_of
-from daemons.engine.plan.measured import Measurement, Start
+from daemons.engine.plan.measured import Measurement, Subject
 from daemons.engine.plan.memory import GIB, ledger
 from daemons.engine.plan.shape import Shape, read_shape
 from daemons.engine.plan.weights import weights_in
@@ -26,14 +26,14 @@ class Planned:
     """What an engine is expected to have, in bytes of one GPU.
 
     Attributes:
-        start: what is planned.
+        subject: what is planned.
         budget: what vLLM may use; 0 on the CPU, where only the KV cache is planned.
         weights, kv_cache: what it is used for.
         tokens: capacity of the KV cache for requests of `context` tokens.
         corrected: whether this rests on an earlier start instead of on estimates.
     """
 
-    start: Start
+    subject: Subject
     budget: int
     weights: int
     kv_cache: int
@@ -58,11 +58,11 @@ def plan(settings: EngineSettings, folder: Path, gpus: Sequence[Gpu], release: s
     context = settings.max_model_len or shape.longest or 1
     ranks = settings.tensor_parallel_size
     gpu = gpus[0].name if gpus else "CPU"
-    start = Start(settings.model, release, gpu, ranks, settings.max_num_seqs)
+    subject = Subject(settings.model, release, gpu, ranks, settings.max_num_seqs)
     if not gpus:
         size = settings.kv_cache_memory_bytes or CPU_KV_CACHE_BYTES
         tokens = cache_of(shape, 1, _element_bytes(settings), BLOCK_TOKENS_CPU).tokens(size, context)
-        return Planned(start, 0, weights, size, tokens, context, False)
+        return Planned(subject, 0, weights, size, tokens, context, False)
     smallest = min(one.memory_bytes for one in gpus)
     if weights // ranks > smallest:
         raise Fatal(
@@ -70,18 +70,18 @@ def plan(settings: EngineSettings, folder: Path, gpus: Sequence[Gpu], release: s
             f"{smallest / GIB:.1f} GiB: take a quantized or smaller model, or raise tensor_parallel_size",
             EXIT_CONFIG,
         )
-    return _on_gpus(settings, shape, weights, smallest, start, context)
+    return _on_gpus(settings, shape, weights, smallest, subject, context)
 
 
 def _on_gpus(  # noqa: PLR0917
-    settings: EngineSettings, shape: Shape, weights: int, gpu_bytes: int, start: Start, context: int
+    settings: EngineSettings, shape: Shape, weights: int, gpu_bytes: int, subject: Subject, context: int
 ) -> Planned:
-    known = measured.find(measured.read(settings.state_dir), start) if settings.state_dir else None
+    known = measured.find(measured.read(settings.state_dir), subject) if settings.state_dir else None
     made = ledger(
         shape,
         weights,
         gpu_bytes,
-        tensor_parallel=start.tensor_parallel,
+        tensor_parallel=subject.tensor_parallel,
         utilization=settings.gpu_memory_utilization,
         max_num_seqs=settings.max_num_seqs,
         kv_element_bytes=_element_bytes(settings),
@@ -97,7 +97,7 @@ def _on_gpus(  # noqa: PLR0917
         )
     else:
         log.info("plan", kv_tokens=tokens, requests=round(users, 1), corrected=known is not None)
-    return Planned(start, made.budget, made.weights, size, tokens, context, known is not None)
+    return Planned(subject, made.budget, made.weights, size, tokens, context, known is not None)
 
 
 def _element_bytes(settings: EngineSettings) -> int | None:
@@ -124,4 +124,4 @@ def compare(planned: Planned, figures: Figures, state_dir: Path | None) -> None:
     if not planned.budget or figures.weights_gib is None or figures.kv_cache_gib is None or state_dir is None:
         return
     weights, kv_cache = int(figures.weights_gib * GIB), int(figures.kv_cache_gib * GIB)
-    measured.keep(state_dir, Measurement(planned.start, weights, planned.budget - weights - kv_cache))
+    measured.keep(state_dir, Measurement(planned.subject, weights, planned.budget - weights - kv_cache))

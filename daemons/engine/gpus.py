@@ -137,12 +137,17 @@ def _describe(index: int) -> Gpu:
 
 def _link(one: Any, other: Any) -> Link:
     def claimed(kind: int) -> bool:
-        return all(
-            pynvml.nvmlDeviceGetP2PStatus(first, second, kind) == pynvml.NVML_P2P_STATUS_OK
-            for first, second in ((one, other), (other, one))
-        )
+        with contextlib.suppress(pynvml.NVMLError):
+            return all(
+                pynvml.nvmlDeviceGetP2PStatus(first, second, kind) == pynvml.NVML_P2P_STATUS_OK
+                for first, second in ((one, other), (other, one))
+            )
+        return False
 
-    way = _WAYS.get(pynvml.nvmlDeviceGetTopologyCommonAncestor(one, other), "unknown")
+    way = "unknown"
+    # Virtual machines may not tell.
+    with contextlib.suppress(pynvml.NVMLError):
+        way = _WAYS.get(pynvml.nvmlDeviceGetTopologyCommonAncestor(one, other), way)
     return Link(
         one=pynvml.nvmlDeviceGetIndex(one),
         other=pynvml.nvmlDeviceGetIndex(other),

@@ -79,14 +79,13 @@ def _describe(info: ProcessInfo) -> str:
 async def _stacks(members: Sequence[ProcessInfo], process: EngineProcess, vllm: str) -> str:
     beside = Path(vllm).with_name("py-spy")
     program = str(beside) if beside.is_file() else "py-spy"
-    found, unread = [], []
-    for info in members:
-        # A stopped process cannot be paused by py-spy: without --nonblocking it would wait for ever.
-        dump = await _tool(program, "dump", "--nonblocking", "--pid", str(info.pid))
-        found.append(f"---- {info.pid} {info.name}\n{dump}")
-        if "Thread" not in dump:
-            unread.append(info.pid)
-    return "\n".join(found) + await _own_stacks(unread, process)
+    # A stopped process cannot be paused by py-spy: without --nonblocking it would wait for ever.
+    dumps = await asyncio.gather(
+        *(_tool(program, "dump", "--nonblocking", "--pid", str(info.pid)) for info in members)
+    )
+    shown = [f"---- {info.pid} {info.name}\n{dump}" for info, dump in zip(members, dumps, strict=True)]
+    unread = [info.pid for info, dump in zip(members, dumps, strict=True) if "Thread" not in dump]
+    return "\n".join(shown) + await _own_stacks(unread, process)
 
 
 async def _own_stacks(pids: Sequence[int], process: EngineProcess) -> str:

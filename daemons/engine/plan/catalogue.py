@@ -143,14 +143,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-# What the formula for plain transformers does not know: parameters as vLLM 0.32 builds these configurations.
-_PARAMETERS = {
+PARAMETERS = {
     "DeepSeek-V3": 671_026_404_352,
     "Gemma-3-27B": 27_009_346_304,
     "gpt-oss-20b": 20_914_757_184,
     "Jamba-v0.1": 51_570_323_328,
     "Qwen3-Next-80B-A3B": 79_674_391_296,
 }
+"""What the formula for plain transformers does not know: parameters as vLLM 0.32 builds these."""
 
 COMMON: tuple[tuple[str, str | None], ...] = (
     ("Llama-2-7B", None),
@@ -189,4 +189,4 @@ def weights_of(name: str, quantization: str | None = None) -> int:
     Raises:
         KeyError: there is no such model.
     """
-    return estimated_weights(shape_of(CONFIGS[name]), quantization, _PARAMETERS.get(name))
+    return estimated_weights(shape_of(CONFIGS[name]), quantization, PARAMETERS.get(name))

@@ -14,8 +14,8 @@ log = structlog.get_logger()
 FILE = "measured.json"
 
 
-class Start(msgspec.Struct, frozen=True):
-    """What a start is about: two that are equal need the same memory."""
+class Subject(msgspec.Struct, frozen=True):
+    """What was started: two that are equal need the same memory."""
 
     model: str
     release: str
@@ -27,7 +27,7 @@ class Start(msgspec.Struct, frozen=True):
 class Measurement(msgspec.Struct, frozen=True):
     """Bytes of one GPU, as in `Measured`, of one start."""
 
-    start: Start
+    subject: Subject
     weights: int
     overhead: int
 
@@ -46,8 +46,8 @@ def read(folder: Path) -> list[Measurement]:
 
 
 def keep(folder: Path, new: Measurement) -> None:
-    """Add `new` to the measurements in `folder`, in the place of an older one of the same start."""
-    kept = [old for old in read(folder) if old.start != new.start]
+    """Add `new` to the measurements in `folder`, in the place of an older one of the same."""
+    kept = [old for old in read(folder) if old.subject != new.subject]
     part = folder / f"{FILE}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o750)
@@ -57,17 +57,6 @@ def keep(folder: Path, new: Measurement) -> None:
         log.warning("the measurement is not kept", reason=describe_os_error(error, "write"))
 
 
-def find(measurements: Iterable[Measurement], start: Start) -> Measured | None:
-    """What was measured at an equal start."""
-    return next((one.bytes_of_gpu for one in measurements if one.start == start), None)
-
-
-def find_like(
-    measurements: Iterable[Measurement], model: str, gpu: str, tensor_parallel: int
-) -> Measured | None:
-    """What was measured last of a model on such GPUs, under whatever release and `max_num_seqs`."""
-    wanted = (model, gpu, tensor_parallel)
-    found = [
-        one for one in measurements if (one.start.model, one.start.gpu, one.start.tensor_parallel) == wanted
-    ]
-    return found[-1].bytes_of_gpu if found else None
+def find(measurements: Iterable[Measurement], subject: Subject) -> Measured | None:
+    """What was measured of an equal one."""
+    return next((one.bytes_of_gpu for one in measurements if one.subject == subject), None)

@@ -1,7 +1,7 @@
 """Where a plan's figures come from: a folder, a downloaded model, the hub, the catalogue; and the GPUs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from daemons.engine.gpus import NvmlInventory
@@ -10,7 +10,7 @@ from daemons.engine.models.peek import peek
 from daemons.engine.models.store import Store
 from daemons.engine.peers.bus import read_bus
 from daemons.engine.plan import measured
-from daemons.engine.plan.catalogue import CONFIGS, weights_of
+from daemons.engine.plan.catalogue import CONFIGS, PARAMETERS, weights_of
 from daemons.engine.plan.memory import GIB, Measured, estimated_weights
 from daemons.engine.plan.shape import Shape, read_shape, shape_of
 from daemons.engine.plan.weights import weights_in
@@ -40,19 +40,33 @@ class Gpus:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A model to plan for; `weights` in bytes. `names` are what engines may call it."""
+    """A model to plan for.
+
+    Attributes:
+        weights: bytes, as they are.
+        names: what engines may call it.
+        parameters: where they are known better than from the weights.
+    """
 
     shape: Shape
     weights: int
-    names: tuple[str, ...] = field(default=())
+    names: tuple[str, ...] = ()
+    parameters: int | None = None
+
+    def quantized(self, method: str | None) -> int:
+        """Bytes of the weights under another quantization; as they are when None."""
+        if method is None:
+            return self.weights
+        count = self.parameters or self.weights // self.shape.dtype_bytes
+        return estimated_weights(self.shape, method, count)
 
     def measured(self, gpu: str, states: Path = STATES) -> Mapping[int, Measured]:
         """What engines of this host measured of it on such GPUs, by tensor-parallel size."""
         kept = [
             one for path in sorted(states.glob(f"*/{measured.FILE}")) for one in measured.read(path.parent)
         ]
-        of_model = [one for one in kept if one.start.model in self.names and one.start.gpu == gpu]
-        return {one.start.tensor_parallel: one.bytes_of_gpu for one in of_model}
+        of_model = [one for one in kept if one.subject.model in self.names and one.subject.gpu == gpu]
+        return {one.subject.tensor_parallel: one.bytes_of_gpu for one in of_model}
 
 
 def gpus_here(count: int | None, gib: float | None) -> Gpus:
@@ -79,9 +93,9 @@ def gpus_here(count: int | None, gib: float | None) -> Gpus:
     return Gpus(count or len(found), smallest if gib is None else int(gib * GIB), found[0].name, tuple(notes))
 
 
-def from_catalogue(name: str, quantization: str | None) -> Found:
+def from_catalogue(name: str) -> Found:
     """A model of the catalogue."""
-    return Found(shape_of(CONFIGS[name]), weights_of(name, quantization))
+    return Found(shape_of(CONFIGS[name]), weights_of(name), (), PARAMETERS.get(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +105,13 @@ class Sources:
     models_dir: Path
     config_dir: Path
 
-    def find(self, name: str, quantization: str | None) -> Found:
+    def find(self, name: str) -> Found:
         """The model that `name` means: of the catalogue, a folder, downloaded, or on the hub.
 
         Raises:
             Fatal: it is none of these, or cannot be read.
         """
-        if name in CONFIGS:
-            return from_catalogue(name, quantization)
-        found = self._read(name)
-        if quantization is not None and found.shape.quantization is None:
-            return Found(
-                found.shape, estimated_weights(found.shape, quantization, found.weights // 2), found.names
-            )
-        return found
+        return from_catalogue(name) if name in CONFIGS else self._read(name)
 
     def _read(self, name: str) -> Found:
         folder = Path(name).expanduser()

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from rich.console import Console
 from daemons.engine.plan.advice import advise
 from daemons.engine.plan.catalogue import COMMON
 from daemons.llmctl.models import MODELS_DIR
-from daemons.llmctl.plan.sources import Gpus, Sources, from_catalogue, gpus_here
+from daemons.llmctl.plan.sources import Found, Gpus, Sources, from_catalogue, gpus_here
 from daemons.llmctl.plan.view import Row, as_json, bar, ledger_table, table
 from daemons.runtime.cli import CONFIG_DIR
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
+
+_MILDEST_FIRST = ("int8", "awq")
 
 _EPILOG = """\
 examples:
@@ -62,7 +65,11 @@ def run(args: argparse.Namespace) -> int:
     """
     _check(args)
     gpus = gpus_here(args.gpus, args.gpu_memory)
-    rows = [_row(args, gpus, *entry) for entry in COMMON] if args.all else [_named(args, gpus)]
+    rows = (
+        [_row(args, gpus, *entry, from_catalogue(entry[0])) for entry in COMMON]
+        if args.all
+        else [_named(args, gpus)]
+    )
     if args.json:
         print(json.dumps([as_json(row) for row in rows], indent=2))
         return 0 if args.all or rows[0].advice.tensor_parallel else 1
@@ -93,33 +100,31 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _named(args: argparse.Namespace, gpus: Gpus) -> Row:
-    found = Sources(args.models_dir, args.config_dir).find(args.model, args.quantization)
-    measured = {} if args.quantization else found.measured(gpus.name)
+    found = Sources(args.models_dir, args.config_dir).find(args.model)
+    row = _row(args, gpus, args.model, args.quantization, found)
+    if row.advice.tensor_parallel or args.quantization or found.shape.quantization:
+        return row
+    for method in _MILDEST_FIRST:
+        milder = _row(args, gpus, args.model, method, found).advice
+        if milder.tensor_parallel:
+            hint = f"with --quantization {method} it would: {milder.tensor_parallel} GPU(s), {milder.reason}"
+            return replace(row, advice=replace(row.advice, reason=f"{row.advice.reason}; {hint}"))
+    return row
+
+
+def _row(args: argparse.Namespace, gpus: Gpus, name: str, quantization: str | None, found: Found) -> Row:
+    weights = found.quantized(quantization)
     advice = advise(
         found.shape,
-        found.weights,
+        weights,
         gpus.memory,
         gpus=gpus.count,
         context=args.context,
         utilization=args.utilization,
         kv_element_bytes=_element_bytes(args),
-        measured=measured,
+        measured={} if quantization else found.measured(gpus.name),
     )
-    return Row(args.model, args.quantization or found.shape.quantization, found.weights, advice)
-
-
-def _row(args: argparse.Namespace, gpus: Gpus, name: str, quantization: str | None) -> Row:
-    found = from_catalogue(name, quantization)
-    advice = advise(
-        found.shape,
-        found.weights,
-        gpus.memory,
-        gpus=gpus.count,
-        context=args.context,
-        utilization=args.utilization,
-        kv_element_bytes=_element_bytes(args),
-    )
-    return Row(name, quantization or found.shape.quantization, found.weights, advice)
+    return Row(name, quantization or found.shape.quantization, weights, advice)
 
 
 def _element_bytes(args: argparse.Namespace) -> int | None:

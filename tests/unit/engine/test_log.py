@@ -84,7 +84,7 @@ def test_the_core_says_that_it_died() -> None:
             "in use",
         ),
         (
-            "RepositoryNotFoundError: 401 Client Error. If you are trying to access a private or gated repo, make",
+            "RepositoryNotFoundError: 401. If you are trying to access a private or gated repo, make",
             78,
             "there is no such model",
         ),

@@ -14,7 +14,7 @@ from daemons.engine.plan import measured
 from daemons.engine.plan.advice import advise
 from daemons.engine.plan.cache import BLOCK_TOKENS_CPU, cache_of
 from daemons.engine.plan.catalogue import CONFIGS, shapes, weights_of
-from daemons.engine.plan.measured import Measurement, Start
+from daemons.engine.plan.measured import Measurement, Subject
 from daemons.engine.plan.memory import GIB, Measured, ledger, parameters
 from daemons.engine.plan.shape import read_shape, shape_of
 from daemons.engine.plan.weights import weights_in
@@ -146,12 +146,12 @@ def test_headroom_is_what_remains_after_everything_else() -> None:
 
 def test_what_was_measured_takes_the_place_of_the_estimates(tmp_path: Path) -> None:
     llama = shapes()["Llama-3.1-8B"]
-    start = Start("org/llama", "0.32.0", "RTX A6000", 1, 256)
-    measured.keep(tmp_path, Measurement(start, 15 * GIB, 3 * GIB))
-    measured.keep(tmp_path, Measurement(start, 15 * GIB, 2 * GIB))
+    subject = Subject("org/llama", "0.32.0", "RTX A6000", 1, 256)
+    measured.keep(tmp_path, Measurement(subject, 15 * GIB, 3 * GIB))
+    measured.keep(tmp_path, Measurement(subject, 15 * GIB, 2 * GIB))
     kept = measured.read(tmp_path)
-    assert measured.find(kept, start) == Measured(15 * GIB, 2 * GIB)
-    assert measured.find(kept, Start("org/llama", "0.33.0", "RTX A6000", 1, 256)) is None
+    assert measured.find(kept, subject) == Measured(15 * GIB, 2 * GIB)
+    assert measured.find(kept, Subject("org/llama", "0.33.0", "RTX A6000", 1, 256)) is None
     known = ledger(llama, 16_060_000_000, A6000, measured=kept[0].bytes_of_gpu)
     assert known.kv_cache == known.budget - 17 * GIB
     (tmp_path / measured.FILE).write_text("{")
@@ -233,6 +233,7 @@ def test_llmctl_plan() -> None:
     status, said = llmctl("Llama-3-70B", *A6000S)
     assert status == 1
     assert "GiB short" in said
+    assert "with --quantization int8 it would: 2 GPU(s)," in " ".join(said.split())
     status, said = llmctl("Llama-3-70B", *A6000S, "--quantization", "awq", "--kv-cache-dtype", "fp8")
     assert status == 0
     assert "160.0" in said
