@@ -84,7 +84,6 @@ async def read_kmsg(path: Path = KMSG) -> AsyncIterator[XidEvent | None]:
     Raises:
         Unreadable: no permission, no such device, or it ended.
     """
-    boot = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -94,6 +93,8 @@ async def read_kmsg(path: Path = KMSG) -> AsyncIterator[XidEvent | None]:
         loop.add_reader(fd, readable.set)
         while True:
             records, all_of_them = _available(fd, path)
+            # Asked each time: the clock may be set after the boot, and kmsg counts from the boot.
+            boot = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
             for record in records:
                 if (event := parse_kmsg(record, boot)) is not None:
                     yield event
