@@ -304,6 +304,7 @@ def main() -> int:
             date=datetime.now(UTC).date(),
             cores=os.cpu_count(),
             load=load,
+            shared=SHARED if load > (os.cpu_count() or 1) else "",
             scheduling=UNDISTURBED if args.undisturbed else "",
             many=MANY,
             rate=RATE,
@@ -316,6 +317,10 @@ def main() -> int:
 
 UNDISTURBED = """ These runs had
 real-time priority (round robin, engine and tool alike), because other work kept the cores busy."""
+SHARED = """\
+Other work had the cores as well and delayed tools and engine as it came: only the CPU columns are to be relied
+on here.
+"""
 PAGE = """\
 # The load tester, measured
 
@@ -338,7 +343,7 @@ is user and system time of the tool with all its processes; "fixed" is what it c
 from a second run with fewer requests, and the last column is what each further token costs.
 
 {table}{missing}
-Where the definitions agree, so do the figures: TTFT, end to end, and the time per output token.
+{shared}TTFT, end to end and the time per output token are defined alike, and agree where the cores are free.
 `vllm bench serve` counts the first event, whose content is empty, and the last one as tokens in its
 inter-token latency, so that its mean is lower than the true pace of 25 ms; the load tester counts only events
 that bring something new. All request rates include the run-out of the last answers.
