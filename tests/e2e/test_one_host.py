@@ -122,6 +122,13 @@ def test_prometheus_sees_every_target_up(host: Host) -> None:
     assert set(targets()) == {"prometheus", "node", "llm-gateway", "llm-engine", "llm-gpu-exporter"}
 
 
+def test_the_journal_tells_who_asked_what(host: Host) -> None:
+    said = host.sh("journalctl -u llm-gateway -o json --no-pager KEY=team-a")
+    entry = json.loads(said.splitlines()[-1])
+    assert (entry["KEY"], entry["MODEL"], entry["ENGINE"]) == ("team-a", "tiny", "tiny-a")
+    assert len(entry["REQUEST_ID"]) > 8
+
+
 def test_a_second_run_changes_nothing_and_brings_its_own_ansible(host: Host, playbooks: Playbooks) -> None:
     outcome = playbooks.make_deploy()
     assert outcome.status == 0, outcome.output[-6000:]
