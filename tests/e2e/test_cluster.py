@@ -13,6 +13,7 @@ from tests.e2e.lab.hosts import Lab
 from tests.e2e.load import Load
 from tests.e2e.playbooks import TINY, Playbooks, until
 
+pytestmark = pytest.mark.slow
 GENERATED = re.compile(r'^vllm:request_success_total\{.*finished_reason="length".*\} (\S+)$', re.MULTILINE)
 
 

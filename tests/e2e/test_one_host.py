@@ -44,7 +44,8 @@ find /etc/systemd /etc/apt /etc/default /etc/nginx /etc/llm /etc/prometheus /opt
 def host(lab: Lab, playbooks: Playbooks, tiny_model: Path) -> Host:
     """The host, with an engine in its inventory."""
     made = lab.hosts.get("alpha") or lab.boot("alpha", 11, gpus.plug_in)
-    shutil.copytree(tiny_model, made.root / "srv/model/tiny", dirs_exist_ok=True)
+    shutil.copytree(tiny_model, made.root / "var/lib/llm/models/tiny", dirs_exist_ok=True)
+    made.sh("chmod -R a+rX /var/lib/llm")
     groups = {group: [made] for group in ("gpu_hosts", "gateways", "monitoring")}
     playbooks.inventory(
         groups,
@@ -94,11 +95,10 @@ def well(host: Host) -> bool:
     return set(active(host).values()) == {"active"} and chat(host) == "200"
 
 
+@pytest.mark.slow
 def test_check_mode_on_a_bare_host_fails_nothing_and_changes_nothing(
     host: Host, before: set[str], playbooks: Playbooks
 ) -> None:
-    host.sh("install -d /var/lib/llm/models && cp -r /srv/model/tiny /var/lib/llm/models/")
-    host.sh("chmod -R a+rX /var/lib/llm")
     files = host.sh("find /etc /opt -type f | sort")
     outcome = playbooks.must("deploy.yml", "--check", "--diff")
     assert outcome.count("alpha", "changed") > 20
@@ -261,6 +261,7 @@ def test_keys_are_rotated_with_grace(host: Host, playbooks: Playbooks) -> None:
     until(20, lambda: chat(host) == "200")
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_manual_work_on_the_host(host: Host) -> None:
     key = "$(cat /etc/llm/credentials/keys/team-a)"
     for command in manual.on_the_host(HOST="alpha", NAME="tiny-a", KEY=key):
@@ -307,6 +308,7 @@ def test_a_release_that_fails_its_gate_rolls_back_by_itself(
     assert well(host)
 
 
+@pytest.mark.slow
 def test_rollback_goes_back_to_the_release_before(host: Host, playbooks: Playbooks) -> None:
     playbooks.must("rollback.yml")
     assert host.sh("readlink /opt/llm/current") == f"/opt/llm/releases/{VERSION}"
@@ -331,6 +333,7 @@ def test_uninstall_leaves_the_host_as_it_was(
     assert (sorted(before - after), sorted(after - models - before)) == ([], [])
 
 
+@pytest.mark.slow
 def test_every_command_of_the_manual_was_run(host: Host, playbooks: Playbooks) -> None:
     written = set(manual.on_the_controller()) - set(manual.NOT_RUN)
     by_conftest = {"make wheel"}

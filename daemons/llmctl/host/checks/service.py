@@ -69,7 +69,7 @@ def engines(_: Machine, state: HostState) -> Iterator[Finding]:
         elif engine.state == "ready" and engine.served is False:
             cure = "journalctl -u llm-gateway --grep engine; llmctl undrain where it was drained by hand"
             yield Finding(engine.name, "is ready, but the gateway does not use it", cure)
-        elif engine.state is None and not engine.served:
+        elif engine.state is None and engine.served is False:
             yield Finding(engine.name, "does not answer", f"systemctl status {unit}")
 
 
