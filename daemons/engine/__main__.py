@@ -28,7 +28,7 @@ class EngineDaemon(lifecycle.Daemon):
     def __init__(self, launch: Launch, notifier: Notifier, inventory: Inventory) -> None:
         self._launch = launch
         self._board = Board(launch.gpus)
-        self._api = EngineApi(launch.socket)
+        self._api = EngineApi(launch.socket, self._board.used)
         self._meters = Meters(self._board)
         if launch.peers.facts:
             self._meters.show_peers({**launch.peers.facts, "direct": str(launch.peers.direct).lower()})

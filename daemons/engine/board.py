@@ -21,12 +21,16 @@ class Board:
         state: what the engine is, draining by an operator apart.
         since: when that state began, on `clock`.
         gpu_facts: the GPU exporter's last lines on this engine's GPUs.
+        own_prompt_tokens: worked on for the supervisor itself since this start.
+        own_completion_tokens: made for the supervisor itself since this start.
     """
 
     def __init__(self, gpus: tuple[str, ...] = (), clock: Callable[[], float] = time.monotonic) -> None:
         self.state = EngineState.STARTING
         self.since = clock()
         self.generation = 0
+        self.own_prompt_tokens = 0
+        self.own_completion_tokens = 0
         self.phase = ""
         self.gpu_facts = ""
         self._reason = ""
@@ -36,6 +40,16 @@ class Board:
         self._trouble = ""
         self._views: dict[str, tuple[float, GatewayView]] = {}
         self._asked = asyncio.Event()
+
+    def begin(self) -> None:
+        """Another vLLM starts, with its counters at zero."""
+        self.generation += 1
+        self.own_prompt_tokens = self.own_completion_tokens = 0
+
+    def used(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """The supervisor itself asked something of the engine."""
+        self.own_prompt_tokens += prompt_tokens
+        self.own_completion_tokens += completion_tokens
 
     def become(self, state: EngineState, reason: str = "") -> None:
         """Enter `state`."""
@@ -74,7 +88,13 @@ class Board:
         if state in (EngineState.READY, EngineState.SICK) and self._draining:
             state, reason = EngineState.DRAINING, self._draining
         return EngineReport(
-            state=state, reason=reason, generation=self.generation, phase=self.phase, gpus=self._gpus
+            state=state,
+            reason=reason,
+            generation=self.generation,
+            phase=self.phase,
+            gpus=self._gpus,
+            own_prompt_tokens=self.own_prompt_tokens,
+            own_completion_tokens=self.own_completion_tokens,
         )
 
     def heard(self, view: GatewayView) -> None:

@@ -93,7 +93,7 @@ class Supervisor:
         Raises:
             Fatal: it does not come up.
         """
-        self._board.generation += 1
+        self._board.begin()
         self._board.become(EngineState.STARTING)
         begun = Start(self._launch, self._api, self._phase, self._progress)
         self._process = await begun.run()

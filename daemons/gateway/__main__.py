@@ -68,7 +68,15 @@ def _work(options: Namespace) -> int:
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     place = succession.from_environment(os.environ)
-    gateway = Gateway(loaded, _salt_secret(options), held.get("http", []), held.get("metrics", []), place)
+    password = Credentials(options.config.resolve().parent).get("redis-password")
+    gateway = Gateway(
+        loaded,
+        _salt_secret(options),
+        held.get("http", []),
+        held.get("metrics", []),
+        place,
+        redis_password=password,
+    )
     return lifecycle.run(gateway)
 
 

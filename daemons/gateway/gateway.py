@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import os
 import socket
-import time
+from collections.abc import Collection
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
 import structlog
+from pydantic import SecretStr
 
 from daemons.gateway.admission.queue import Admission, FirstComeByClass
 from daemons.gateway.api.admin import Admin
@@ -20,6 +21,7 @@ from daemons.gateway.api.info import Info
 from daemons.gateway.api.server import GatewayServer
 from daemons.gateway.api.usage import Usage
 from daemons.gateway.errors import ErrorCode
+from daemons.gateway.exchange import Exchange
 from daemons.gateway.history import History
 from daemons.gateway.metrics import Metrics, PoolCollector, register
 from daemons.gateway.policy.sanitise import Policy, cache_salts
@@ -31,15 +33,7 @@ from daemons.gateway.relay.attempts import Attempts, RetryBudget
 from daemons.gateway.settings import GatewaySettings, TracingSettings
 from daemons.gateway.settle import Settle
 from daemons.gateway.succession import Succession, Word
-from daemons.gateway.tenants.addresses import Clients, Failures
-from daemons.gateway.tenants.authenticate import Authenticator
-from daemons.gateway.tenants.hand_over import HandOver
-from daemons.gateway.tenants.keys import KeyFolder, KeyRing
-from daemons.gateway.tenants.ledger.ledger import Ledger
-from daemons.gateway.tenants.limiter import Limiter
-from daemons.gateway.tenants.meters import TenantsCollector
-from daemons.gateway.tenants.reserve import Limits
-from daemons.gateway.tenants.state_file import StateFile
+from daemons.gateway.tenants.tenancy import Tenancy
 from daemons.gateway.totals import SECTION as TOTALS
 from daemons.gateway.totals import Totals
 from daemons.runtime import metrics as runtime_metrics
@@ -55,8 +49,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_KEYS_INTERVAL = 0.5
-_FORGET_SECONDS = 5.0
 _TELL_SECONDS = 1.0
 _FIRST_ROUND = 3.0
 """Seconds for the engines to say how they are before the gateway takes connections."""
@@ -67,7 +59,7 @@ class Gateway(Daemon):
 
     Attributes:
         pool: the engines.
-        limiter: what keys and addresses use.
+        tenancy: keys, limits and ledger.
     """
 
     def __init__(
@@ -77,6 +69,8 @@ class Gateway(Daemon):
         http: list[socket.socket],
         metrics: list[socket.socket],
         succession: Succession | None = None,
+        *,
+        redis_password: SecretStr | None = None,
     ) -> None:
         """`succession` is this worker's place among others on the same sockets; None where it has none."""
         self._settings = settings
@@ -87,21 +81,20 @@ class Gateway(Daemon):
         self._background: list[asyncio.Task[None]] = []
         self._servers: list[asyncio.Server] = []
         self._exits = contextlib.AsyncExitStack()
-        self._keys = KeyRing()
-        self._folder = KeyFolder(settings.keys, self._keys)
         self._metrics = Metrics()
-        self._ledger = Ledger(settings.ledger, settings.accounting.keep_days)
         self._totals = Totals(self._metrics)
         tracing, collector = require_tracing(settings.tracing), settings.tracing.endpoint
         self._tracing = tracing(collector) if tracing and collector else None
-        self._failures = Failures(settings.addresses.failures_per_minute)
-        self.limiter = Limiter(settings.addresses.limits, monotonic, time.time)
-        self._limits = Limits(self.limiter, self._metrics.rate_limited)
-        self._state_file = StateFile(settings.ledger.with_name("limits.json"), self.limiter)
-        self._limits_known = False
-        self._hand_over = HandOver(self._limits, succession.limits) if succession is not None else None
         connect = settings.timeouts.connect
         self.pool = Pool([Engine(e, connect) for e in settings.engines], LeastInFlight())
+        self.tenancy = Tenancy(
+            settings,
+            self._metrics,
+            self.pool.engines,
+            self._active,
+            succession=succession,
+            redis_password=redis_password,
+        )
         self._admission = Admission(self.pool, settings.queue, FirstComeByClass)
         self._inference: Inference | None = None
         self._server: GatewayServer | None = None
@@ -112,31 +105,28 @@ class Gateway(Daemon):
 
     async def start(self) -> str:
         """Begin to serve."""
-        await asyncio.to_thread(self._folder.refresh)
-        authenticate = Authenticator(
-            self._keys, Clients(self._settings.addresses.trusted_proxies), self._failures
-        )
+        tenancy = self.tenancy
+        await tenancy.start()
         history = History()
         if self._settings.debug.log_content_of:
             log.warning("prompts and answers are logged", keys=self._settings.debug.log_content_of)
-        self._settle = Settle(self._metrics, Records("llm-gateway", "request"), history, self._ledger)
-        self._ledger.start()
+        self._settle = Settle(self._metrics, Records("llm-gateway", "request"), history, tenancy.ledger)
         stages = Stages(
-            authenticate=authenticate,
+            authenticate=tenancy.authenticate,
             policy=Policy(self._settings.policy, self._salt, self.pool.media_hosts),
-            limits=self._limits,
+            limits=tenancy.limits,
             pool=self.pool,
             admission=self._admission,
             attempts=Attempts(self.pool, self._metrics, RetryBudget()),
-            bill=self._ledger,
+            bill=tenancy.ledger,
             settle=self._settle,
             metrics=self._metrics,
             tracing=self._tracing,
         )
         cors = Cors(self._settings.cors)
         self._inference = Inference(self._settings, stages, cors)
-        self._info = Info(self.pool, authenticate, self._settings.ready_wait)
-        usage = Usage(authenticate, self._settings.ledger)
+        self._info = Info(self.pool, tenancy.authenticate, self._settings.ready_wait)
+        usage = Usage(tenancy.authenticate, self._settings.ledger)
         dispatch = Dispatch(self._inference, self._info, usage, cors, self._metrics)
         self._server = GatewayServer(
             dispatch, self._settings.limits, self._settings.timeouts, dispatch.not_http
@@ -145,9 +135,7 @@ class Gateway(Daemon):
         for poller in pollers:
             poller.engine.trouble = poller.hurry
         self._background += [asyncio.create_task(poller.run()) for poller in pollers]
-        self._background.append(asyncio.create_task(self._watch_keys()))
         self._background.append(asyncio.create_task(self._sweep()))
-        self._background.append(asyncio.create_task(self._forget()))
         await self._serve_admin(Admin(self.pool, self._admission, self._inference, history))
         if self._succession is not None:
             await self._succession.listen(self._totals.hear)
@@ -156,7 +144,7 @@ class Gateway(Daemon):
             registry,
             self._totals,
             PoolCollector(self.pool, self._admission),
-            TenantsCollector(self._keys, self.limiter, self._ledger),
+            *tenancy.collectors(),
         )
         render = runtime_metrics.render_registry(registry)
         self._scrapes = asyncio.create_task(self._serve_metrics(render))
@@ -164,29 +152,15 @@ class Gateway(Daemon):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_ROUND):
                 await asyncio.gather(*(poller.asked.wait() for poller in pollers))
-        await self._take_over_limits()
+        await tenancy.take_over()
         loop = asyncio.get_running_loop()
         for sock in self._http:
             self._servers.append(await loop.create_server(self._server, sock=sock, backlog=4096))
         return f"serving on port {', '.join(str(port_of(s)) for s in self._http)}"
 
-    async def _take_over_limits(self) -> None:
-        """Go on with the limits of the worker that serves until now, else of the one before."""
-        hand_over, place = self._hand_over, self._succession
-        taken = (
-            hand_over is not None and place is not None and place.predecessor and await hand_over.take_over()
-        )
-        if not taken:
-            await asyncio.to_thread(self._state_file.load)
-        self._limits_known = True
-        if hand_over is not None:
-            await hand_over.offer()
-
-    async def _keep_limits(self) -> None:
-        """Write what the limits count, unless nothing is known of them or another worker has taken over."""
-        succeeded = self._hand_over is not None and self._hand_over.successor is not None
-        if self._limits_known and not succeeded:
-            await asyncio.to_thread(self._state_file.write, self.limiter.export())
+    def _active(self) -> Collection[Exchange]:
+        """Requests on their way."""
+        return self._inference.active if self._inference is not None else ()
 
     async def _serve_metrics(self, render: runtime_metrics.Render) -> None:
         """Answer scrapes, but not before the predecessor's counts are known: counters must not go back."""
@@ -228,10 +202,7 @@ class Gateway(Daemon):
         await self._tell(last=True)
         if self._settle is not None:
             self._settle.close()
-        if self._hand_over is not None:
-            await self._hand_over.close()
-        await self._keep_limits()
-        await asyncio.to_thread(self._ledger.close)
+        await self.tenancy.close()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
         for engine in self.pool.engines:
@@ -275,23 +246,6 @@ class Gateway(Daemon):
         now = monotonic()
         for model in engine.settings.models:
             self._admission.pump(model, now)
-
-    async def _watch_keys(self) -> None:
-        while True:
-            await asyncio.sleep(_KEYS_INTERVAL)
-            try:
-                await asyncio.to_thread(self._folder.refresh)
-            except Exception:
-                # A revoked key must never live on because the watch has ended.
-                log.exception("the key folder could not be read; the last good state stays in force")
-
-    async def _forget(self) -> None:
-        """Let go of keys and addresses that have not been here for a while."""
-        while True:
-            await asyncio.sleep(_FORGET_SECONDS)
-            self.limiter.prune()
-            await self._keep_limits()
-            self._failures.prune(monotonic())
 
     async def _sweep(self) -> None:
         """End what takes too long; runs often enough for the shortest timeout."""

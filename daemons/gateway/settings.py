@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from daemons.gateway.policy.bounds import PolicySettings
-from daemons.gateway.tenants.bounds import AddressSettings
+from daemons.gateway.tenants.bounds import AddressSettings, SharedLimitsSettings
 from daemons.runtime import settings
 from daemons.runtime.settings import Settings
 from daemons.runtime.sockets import Address
@@ -120,6 +120,8 @@ class LedgerSettings(Settings):
 
     keep_days: int = Field(default=90, ge=1)
     """Days for which every single request is kept; the sums by day, key and model stay for good."""
+    reconcile_seconds: float = Field(default=3600.0, gt=0)
+    """Between two comparisons of the ledger with the engines' own token counters."""
 
 
 class CorsSettings(Settings):
@@ -175,6 +177,8 @@ class GatewaySettings(Settings):
     queue: QueueSettings = QueueSettings()
     limits: LimitSettings = LimitSettings()
     addresses: AddressSettings = AddressSettings()
+    shared_limits: SharedLimitsSettings | None = None
+    """Where several gateways share the limits of keys and addresses; by default each has its own."""
     cors: CorsSettings = CorsSettings()
     policy: PolicySettings = PolicySettings()
     tracing: TracingSettings = TracingSettings()

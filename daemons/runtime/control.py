@@ -32,6 +32,9 @@ class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
     """Start-up phase, for example ``loading weights``; empty once ready."""
     gpus: tuple[str, ...] = ()
     """UUIDs of the engine's GPUs."""
+    own_prompt_tokens: int = 0
+    """Tokens that this generation worked on for the supervisor itself, in warm-up and probes."""
+    own_completion_tokens: int = 0
 
 
 class GatewayView(msgspec.Struct, frozen=True, kw_only=True):

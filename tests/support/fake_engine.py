@@ -86,7 +86,7 @@ Script = Callable[[Call], Awaitable[None]]
 
 
 class FakeEngine:
-    """Listens on a loopback port; every request but ``/health`` and ``/state`` goes to `script`."""
+    """On a loopback port; every request but ``/health``, ``/state`` and ``/metrics`` goes to `script`."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -143,6 +143,8 @@ class FakeEngine:
         call = Call(method, path, headers, body, peer)
         if path == "/health":
             await call.send_json({}, self.health)
+        elif path == "/metrics":
+            await call.send_json({"detail": "Not Found"}, 404)
         elif path.startswith("/state"):
             if self.state is None:
                 await call.send_json({"detail": "Not Found"}, 404)

@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import yaml
+from pydantic import SecretStr
 
 from daemons.gateway import settings
 from daemons.gateway.gateway import Gateway
@@ -76,7 +77,9 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def gateway(tmp_path: Path, *engine_urls: str, **more: Any) -> AsyncIterator[Running]:
+async def gateway(
+    tmp_path: Path, *engine_urls: str, redis_password: str | None = None, **more: Any
+) -> AsyncIterator[Running]:
     """A gateway before engines that serve model ``m``, with one key; `more` are further settings."""
     engines = [{"name": f"e{i}", "url": url, "models": ["m"]} for i, url in enumerate(engine_urls)]
     config = tmp_path / "gateway.yaml"
@@ -85,7 +88,10 @@ async def gateway(tmp_path: Path, *engine_urls: str, **more: Any) -> AsyncIterat
     config.write_text(yaml.safe_dump({"engines": engines, **more}))
     http, metrics = listen_tcp(Address(port=0)), listen_tcp(Address(port=0))
     port, metrics_port = port_of(http), port_of(metrics)
-    made = await asyncio.to_thread(lambda: Gateway(settings.load(config), b"secret", [http], [metrics]))
+    password = SecretStr(redis_password) if redis_password else None
+    made = await asyncio.to_thread(
+        lambda: Gateway(settings.load(config), b"secret", [http], [metrics], redis_password=password)
+    )
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
         try:
             await made.start()

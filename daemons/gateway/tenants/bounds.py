@@ -2,7 +2,7 @@
 
 import ipaddress
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from daemons.runtime.settings import Settings
 
@@ -33,3 +33,22 @@ class AddressSettings(Settings):
     """Limits of an address, over all keys that are used from there."""
     failures_per_minute: int = Field(default=30, ge=1)
     """Requests with a wrong key from one address; after that it has to wait, keys in use there excepted."""
+
+
+class SharedLimitsSettings(Settings):
+    """The server in which several gateways share their limits."""
+
+    url: str
+    """``redis://HOST:PORT/DB``, ``rediss://…`` or ``unix:///PATH``; the password is the credential
+    ``redis-password``."""
+    prefix: str = Field(default="llm", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """Begins every name in the server, where several installations use the same one."""
+
+    @field_validator("url")
+    @classmethod
+    def _usable(cls, value: str) -> str:
+        if not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("expected redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH")
+        if "@" in value:
+            raise ValueError("expected no password here: it is the credential redis-password")
+        return value

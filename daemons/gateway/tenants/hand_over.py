@@ -182,6 +182,11 @@ class HandOver:
         self._listening = asyncio.create_task(self._follow(reader, writer, held))
         return True
 
+    async def predecessor_gone(self) -> None:
+        """Wait until the worker that was taken over from has ended."""
+        if self._listening is not None:
+            await asyncio.wait([self._listening])
+
     async def offer(self) -> None:
         """Wait for a successor from now on."""
         half = self._path.with_name(f"{self._path.name}-{os.getpid()}")

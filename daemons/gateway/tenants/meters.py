@@ -9,12 +9,18 @@ from prometheus_client.registry import Collector
 from daemons.gateway.tenants.keys import KeyRing
 from daemons.gateway.tenants.ledger.ledger import Ledger
 from daemons.gateway.tenants.limiter import Limiter
+from daemons.gateway.tenants.reserve import Limits
+from daemons.gateway.tenants.shared import SharedLimits
 
 
 class TenantsCollector(Collector):
     """The ledger's health, what keys have in flight, and how near to their limits they are."""
 
-    def __init__(self, ring: KeyRing, limiter: Limiter, ledger: Ledger) -> None:
+    def __init__(
+        self, ring: KeyRing, limiter: Limiter, ledger: Ledger, limits: Limits, shared: SharedLimits | None
+    ) -> None:
+        self._limits = limits
+        self._shared = shared
         self._ring = ring
         self._limiter = limiter
         self._ledger = ledger
@@ -34,6 +40,15 @@ class TenantsCollector(Collector):
             ("failures", "Attempts to write the ledger that failed", ledger.failures),
         ):
             yield CounterMetricFamily(f"llm_gateway_ledger_{name}", text, value=count)
+        yield CounterMetricFamily(
+            "llm_gateway_limited_alone",
+            "Requests let in by the limits of this gateway alone, because shared ones did not answer",
+            value=self._limits.alone,
+        )
+        if self._shared is not None:
+            yield GaugeMetricFamily(
+                "llm_gateway_shared_limits_up", "1 while limits are shared", value=float(self._shared.up)
+            )
         flight = GaugeMetricFamily(
             "llm_gateway_key_in_flight", "Requests that hold a reservation of their key", labels=("key",)
         )

@@ -46,7 +46,8 @@ class EventStream:
     def send(self, event: bytes) -> None:
         """Write `event`, whole with its ``data:`` and empty line; lost when the client is gone."""
         transport = self._transport
-        if transport is None:
+        # uvloop raises on a closed transport, and an error here would end the engine's step loop.
+        if transport is None or transport.is_closing():
             return
         if self._left == 0:
             self._break(transport)

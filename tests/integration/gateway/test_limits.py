@@ -43,7 +43,7 @@ async def test_a_burst_of_200_against_ten_a_minute_lets_exactly_ten_pass(
         assert refused.headers["x-ratelimit-limit-requests"] == "10"
         assert refused.headers["x-ratelimit-remaining-requests"] == "0"
         assert (await refused.json())["error"]["code"] == "rate_limit_exceeded"
-        assert running.gateway.limiter.keys["team"].in_flight == 0
+        assert running.gateway.tenancy.limiter.keys["team"].in_flight == 0
         labels = 'key="team",reason="key_requests"'
         assert (await running.metrics())[f"llm_gateway_rate_limited_total{{{labels}}}"] == 190
 
@@ -75,7 +75,7 @@ async def test_streamed_tokens_are_held_to_the_limit_within_one_requests_output(
             answers = await asyncio.gather(*(running.chat(stream=True, max_tokens=50) for _ in range(20)))
             passed += sum(answer.status == 200 for answer in answers)
         assert 500 - 60 <= passed * 60 <= 500 + 50
-        window = running.gateway.limiter.keys["team"].tokens
+        window = running.gateway.tenancy.limiter.keys["team"].tokens
         assert window.total == passed * 60
 
 
@@ -149,7 +149,7 @@ class Chaos:
         assert self.running is not None
         self.highest = max(
             self.highest,
-            self.running.gateway.limiter.keys["team"].in_flight,
+            self.running.gateway.tenancy.limiter.keys["team"].in_flight,
             self.running.gateway.pool.engines[0].in_flight,
         )
         choice = self.random.random()
@@ -209,11 +209,11 @@ async def test_nothing_leaks_over_10_000_randomly_ended_requests(tmp_path: Path)
         requests = list(range(10_000))
         await asyncio.gather(*(chaos.client(running.port, requests) for _ in range(24)))
         async with asyncio.timeout(30):
-            while running.gateway.limiter.open:  # noqa: ASYNC110 - the last ones end by their own timeouts
+            while running.gateway.tenancy.limiter.open:  # noqa: ASYNC110 - the last ones end by their own timeouts
                 await asyncio.sleep(0.05)
         assert len(engine.calls) > 4_000
         assert chaos.highest == 16
-        account = running.gateway.limiter.keys["team"]
+        account = running.gateway.tenancy.limiter.keys["team"]
         assert account.in_flight == 0
         assert running.gateway.pool.engines[0].in_flight == 0
         in_flight = {k: v for k, v in (await running.metrics()).items() if "in_flight" in k}

@@ -36,7 +36,7 @@ CREATE TABLE workers (
 );
 CREATE TABLE points (
     engine TEXT PRIMARY KEY, at INTEGER NOT NULL, row INTEGER NOT NULL, generation INTEGER NOT NULL,
-    prompt INTEGER NOT NULL, completion INTEGER NOT NULL
+    counter INTEGER NOT NULL, prompt INTEGER NOT NULL, completion INTEGER NOT NULL
 );
 """
 
@@ -77,14 +77,15 @@ class Opened(NamedTuple):
 class Point(NamedTuple):
     """Where an engine's counters and the ledger stood together.
 
-    `prompt` and `completion` are the engine's tokens less its supervisor's own, and less what the ledger had
-    yet to be told of requests in flight.
+    `counter` is the sum of the engine's token counters as they were; `prompt` and `completion` are its tokens
+    less its supervisor's own, and less what the ledger had yet to be told of requests in flight.
     """
 
     engine: str
     at: int
     row: int
     generation: int
+    counter: int
     prompt: int
     completion: int
 
@@ -326,4 +327,4 @@ def tokens_since(connection: sqlite3.Connection, engine: str, row: int) -> tuple
 
 def set_point(connection: sqlite3.Connection, point: Point) -> None:
     """Keep `point` as the latest of its engine."""
-    connection.execute("INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?, ?, ?)", point)
+    connection.execute("INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?, ?, ?, ?)", point)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import structlog
 
@@ -32,6 +32,25 @@ _LAST_TRIES = 3
 _DAY_MICROSECONDS = 86_400_000_000
 
 
+class _Question(Generic[T]):
+    """Something asked of the file, between two rows of the queue."""
+
+    def __init__(self, question: Callable[[sqlite3.Connection], T]) -> None:
+        self._question = question
+        self.future: Future[T] = Future()
+
+    def answer(self, connection: sqlite3.Connection) -> None:
+        if not self.future.done():
+            try:
+                self.future.set_result(self._question(connection))
+            except sqlite3.Error as error:
+                self.future.set_exception(error)
+
+    def refuse(self) -> None:
+        if not self.future.done():
+            self.future.set_exception(sqlite3.OperationalError("the ledger cannot be written at present"))
+
+
 class Ledger:
     """Takes note of requests on the event loop, and writes them within 0.2 s.
 
@@ -52,8 +71,7 @@ class Ledger:
         self._mark = process_mark(os.getpid())
         self._number = 0
         self._unwritten: dict[int, Exchange] = {}
-        self._closed: deque[tuple[Closed, int]] = deque()
-        self._jobs: deque[Callable[[sqlite3.Connection | None], None]] = deque()
+        self._closed: deque[tuple[Closed, int] | _Question[Any]] = deque()
         self._batch: Batch | None = None
         self._batch_number = 0
         self._connection: sqlite3.Connection | None = None
@@ -133,32 +151,21 @@ class Ledger:
         batch = self._batch
         if batch is not None and batch.closed:
             oldest = batch.closed[0]
-        elif self._closed:
-            oldest = self._closed[0][0]
+        elif self._closed and not isinstance(first := self._closed[0], _Question):
+            oldest = first[0]
         else:
             return 0.0
         return max(0.0, time.time() - oldest.ended / 1e6)
 
     def ask(self, question: Callable[[sqlite3.Connection], T]) -> "Future[T]":
-        """Call `question` in the ledger's thread once everything noted before is written.
+        """Call `question` in the ledger's thread when everything noted so far is written, and nothing later.
 
         The future fails with `sqlite3.Error` where the file cannot be used.
         """
-        future: Future[T] = Future()
-
-        def job(connection: sqlite3.Connection | None) -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                if connection is None:
-                    raise sqlite3.OperationalError("the ledger cannot be written at present")
-                future.set_result(question(connection))
-            except sqlite3.Error as error:
-                future.set_exception(error)
-
-        self._jobs.append(job)
+        asked = _Question(question)
+        self._closed.append(asked)
         self._stir()
-        return future
+        return asked.future
 
     def _stir(self) -> None:
         self._awake = True
@@ -172,7 +179,6 @@ class Ledger:
             good = self._write_all()
             if good:
                 self._keep_up()
-            self._answer(good)
             if not good:
                 self._ending.wait(_RETRY_SECONDS)
             elif not self._tidying:
@@ -186,14 +192,14 @@ class Ledger:
                 "the ledger could not be written at the end; the journal has these requests",
                 rows=self.pending,
             )
-        self._answer(good=False)
+        self._refuse_questions()
         self._disconnect()
 
     def _rest(self) -> None:
         """Sleep until the next note, unless one has just come."""
         self._wake.clear()
         self._awake = False
-        if self._closed or self._unwritten or self._jobs:
+        if self._closed or self._unwritten:
             self._stir()
 
     def _write_all(self, *, last: bool = False) -> bool:
@@ -203,6 +209,8 @@ class Ledger:
                 if self._batch is None:
                     self._batch = self._next_batch(last=last)
                 if self._batch is None:
+                    if self._answered():
+                        continue
                     self._recovered()
                     return True
                 book.write(self._connected(), self._worker, self._batch, self._mark)
@@ -221,9 +229,15 @@ class Ledger:
 
     def _next_batch(self, *, last: bool) -> Batch | None:
         opened = self._opened() if not last else []
-        closed, forget = [], []
-        for _ in range(min(_ROWS_AT_ONCE, len(self._closed))):
-            row, number = self._closed.popleft()
+        closed: list[Closed] = []
+        forget: list[int] = []
+        while self._closed and len(closed) < _ROWS_AT_ONCE:
+            # Only this thread takes from the queue.
+            first = self._closed[0]
+            if isinstance(first, _Question):
+                break
+            row, number = first
+            self._closed.popleft()
             closed.append(row)
             if number:
                 forget.append(number)
@@ -260,7 +274,21 @@ class Ledger:
             self._connection.close()
             self._connection = None
 
+    def _answered(self) -> bool:
+        """Answer the question at the head of the queue; whether there was one."""
+        if not self._closed or not isinstance(first := self._closed[0], _Question):
+            return False
+        first.answer(self._connected())
+        self._closed.popleft()
+        return True
+
+    def _refuse_questions(self) -> None:
+        for entry in list(self._closed):
+            if isinstance(entry, _Question):
+                entry.refuse()
+
     def _failed(self, error: sqlite3.Error) -> None:
+        self._refuse_questions()
         self.failures += 1
         if not self.failing:
             log.error("the ledger cannot be written; requests go on", reason=str(error), file=str(self._path))
@@ -287,10 +315,6 @@ class Ledger:
             self._tidying = False
             self._failed(error)
         self._upkeep_due = time.monotonic() + _UPKEEP_SECONDS
-
-    def _answer(self, good: bool) -> None:
-        for _ in range(len(self._jobs)):
-            self._jobs.popleft()(self._connection if good else None)
 
 
 def _opened(number: int, exchange: "Exchange", offset: float) -> Opened:
