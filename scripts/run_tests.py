@@ -35,6 +35,7 @@ PROGRAMS = (
     ("curl", "curl", "the curl example of earlier releases"),
     ("promtool", "prometheus", "metric names and alert rules as Prometheus sees them"),
     ("nginx", "nginx-light", "TLS in front of the gateway"),
+    ("redis-server", "redis-server", "limits that several gateways share"),
     ("chromium", "chromium", "the load tester's HTML report in a browser"),
     ("systemd-analyze", "systemd", "the sandbox scores of the units"),
 )

@@ -50,6 +50,7 @@ class RedisServer:
     def __init__(self, settings: SharedLimitsSettings, password: SecretStr | None) -> None:
         try:
             from redis import asyncio as client  # noqa: PLC0415 - an extra, needed only where it is configured
+            from redis.driver_info import DriverInfo  # noqa: PLC0415
             from redis.exceptions import RedisError  # noqa: PLC0415
         except ImportError:
             raise Fatal(
@@ -63,6 +64,8 @@ class RedisServer:
             password=password.get_secret_value() if password else None,
             socket_timeout=_ANSWER_SECONDS,
             socket_connect_timeout=_ANSWER_SECONDS,
+            # Told to the server; looked up on the disk for each connection otherwise.
+            driver_info=DriverInfo(),
         )
         script = resources.files(__package__).joinpath("shared.lua").read_text(encoding="utf-8")
         self._script = self._client.register_script(script)
@@ -105,6 +108,10 @@ class SharedLimits:
                 await (self._call("adopt", []) if self.up else self._adopt())
             except StoreLost as error:
                 self._lost(error)
+            except Exception as error:
+                # Whatever it is: the limits of this gateway hold, and the next try comes.
+                log.exception("shared limits")
+                self._lost(StoreLost(str(error)))
             await asyncio.sleep(_HEARTBEAT_SECONDS if self.up else _RETRY_SECONDS)
 
     async def reserve(self, reservation: Reservation, bounds: Bounds) -> None:

@@ -39,7 +39,17 @@ class Redis:
 
     def start(self) -> None:
         assert SERVER is not None
-        command = [SERVER, "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"]
+        command = [
+            SERVER,
+            "--port",
+            "0",
+            "--unixsocket",
+            str(self.socket),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]
         self.process = subprocess.Popen([*command, "--requirepass", "secret"], stdout=subprocess.DEVNULL)
 
     def stop(self) -> None:
@@ -91,10 +101,13 @@ class Peer:
 
 @contextlib.asynccontextmanager
 async def peers(redis: Redis, count: int = 2, addresses: Bounds | None = None) -> AsyncIterator[list[Peer]]:
-    made = [Peer(redis, addresses) for _ in range(count)]
+    made = [await asyncio.to_thread(Peer, redis, addresses) for _ in range(count)]
     tasks = [asyncio.create_task(peer.shared.run()) for peer in made]
     try:
-        await until(lambda: all(peer.shared.up for peer in made))
+        await until(lambda: all(peer.shared.up for peer in made) or any(task.done() for task in tasks))
+        for task in tasks:
+            if task.done():
+                task.result()
         yield made
     finally:
         for task in tasks:
