@@ -318,8 +318,8 @@ def main() -> int:
 UNDISTURBED = """ These runs had
 real-time priority (round robin, engine and tool alike), because other work kept the cores busy."""
 SHARED = """\
-Other work had the cores as well and delayed tools and engine as it came: only the CPU columns are to be relied
-on here.
+Other work had the cores as well and delayed tools and engine as it came: only the CPU columns are to be
+relied on here.
 """
 PAGE = """\
 # The load tester, measured
