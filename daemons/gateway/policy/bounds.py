@@ -39,7 +39,9 @@ class PolicySettings(Settings):
     prompts: int = Field(default=256, ge=1)
     """Prompts of one request for completions."""
     inputs: int = Field(default=2048, ge=1)
-    """Texts or documents of one request for embeddings, scores or ranks, and items of a response's input."""
+    """Texts or documents of one request for embeddings, scores or ranks."""
+    items: int = Field(default=1024, ge=1)
+    """Items of a response's input."""
     entries: int = Field(default=8192, ge=1024)
     """Entries of all lists within one parameter, lists of token ids apart."""
     value_bytes: int = Field(default=65536, ge=1024)

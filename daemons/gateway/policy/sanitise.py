@@ -9,6 +9,7 @@ import msgspec
 from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.policy.bounds import PolicySettings
 from daemons.gateway.policy.checks import value_of
+from daemons.gateway.policy.items import check_items
 from daemons.gateway.policy.media import NO_MEDIA, Media, check_media, may_hold_media, only_texts
 from daemons.gateway.policy.structure import check_structure
 from daemons.gateway.policy.table import RULES, Action
@@ -170,6 +171,8 @@ class Policy:
             body["stream_options"] = _ALL_USAGE
             changed = True
         if fields.store:
+            if "input" in body:
+                check_items(body["input"], self._bounds)
             body["store"] = _FALSE
             changed = True
         if fields.cache_salt and self._salt is not None:

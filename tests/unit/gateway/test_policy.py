@@ -36,6 +36,13 @@ def sent(body: object, *hosts: str, fields: EngineFields = FIELDS) -> dict[str, 
     return value
 
 
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
 @pytest.mark.parametrize(
     "name", [*sorted(n for n, r in RULES.items() if r.action is Action.DROP), "not_yet_invented"]
 )
@@ -146,6 +153,84 @@ def test_streams_of_several_answers_are_known(body: dict[str, Any], answers: int
     assert ask({"model": "m", "stream": True, **body}).answers == answers
 
 
+RESPONSES = EngineFields(streams=True, store=True)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        "a text",
+        [{"role": "user", "content": "x"}],
+        [{"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "x"}]}],
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "input_image", "image_url": "data:image/png;base64,A", "detail": "auto"}
+                ],
+            }
+        ],
+        [
+            {
+                "type": "reasoning",
+                "id": "rs_1",
+                "summary": [],
+                "content": [{"type": "reasoning_text", "text": "x"}],
+            },
+            {
+                "type": "message",
+                "id": "msg_1",
+                "status": "completed",
+                "role": "assistant",
+                "content": [{"type": "output_text", "text": "x", "annotations": [], "logprobs": None}],
+            },
+            {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "look", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "seen"},
+            {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "x"}]},
+        ],
+    ],
+)
+def test_items_of_a_response_pass(items: object) -> None:
+    assert sent({"model": "m", "input": items}, fields=RESPONSES)["input"] == items
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [{}],
+        [1],
+        ["a"],
+        [[5, 6]],
+        {},
+        [{"type": "message"}],
+        [{"role": "user"}],
+        [{"role": "king", "content": "x"}],
+        [{"role": "user", "content": [1]}],
+        [{"role": "user", "content": [{}]}],
+        [{"role": "user", "content": [{"type": "input_text"}]}],
+        [{"role": "user", "content": [{"type": "nonsense"}]}],
+        [{"role": "assistant", "content": [{"type": "output_text", "text": "x", "annotations": [1] * 33}]}],
+        [{"role": "user", "content": "x", "status": "odd"}],
+        [{"role": "user", "content": "x", "id": 5}],
+        [{"type": "item_reference", "id": "x"}],
+        [{"type": "function_call", "name": "x"}],
+        [{"role": "user", "content": "x"}] * 1025,
+    ],
+)
+def test_items_without_their_shape_do_not_reach_an_engine(items: object) -> None:
+    with pytest.raises(ApiError) as caught:
+        ask({"model": "m", "input": items}, fields=RESPONSES)
+    assert (caught.value.status, caught.value.param) == (400, "input")
+    assert "'input'" in caught.value.message
+
+
+@given(json_values)
+def test_any_input_of_a_response_is_refused_or_has_its_shape(value: Any) -> None:
+    for items in (value, [value], [{"role": "user", "content": [value]}]):
+        with contextlib.suppress(ApiError):
+            assert isinstance(sent({"model": "m", "input": items}, fields=RESPONSES)["input"], str | list)
+
+
 def test_media_are_not_counted_as_text() -> None:
     image = _image("data:image/png;base64," + "A" * 400_000)
     assert 1024 < ask(image).prompt_tokens < 1200
@@ -243,13 +328,6 @@ def test_salts_differ_by_group_and_secret() -> None:
     one, two = cache_salts(b"a"), cache_salts(b"b")
     assert len({one("x"), one("y"), two("x")}) == 3
     assert one("x") == one("x")
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=12,
-)
 
 
 @given(st.dictionaries(st.sampled_from([*RULES, "unknown"]), json_values, max_size=12))
