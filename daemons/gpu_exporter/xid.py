@@ -1,8 +1,8 @@
 """What each XID error means and what to do about it.
 
 Codes, meanings and the advice follow NVIDIA's published "XID Errors" documentation: its catalogue for Ampere
-and newer, and the older list. `Action` condenses it to what an operator of this stack does. ``docs/xid.md`` is
-generated from this table.
+and newer, and the older list. `Action` condenses it to what an operator of this stack does. The page
+``docs/xid.md`` is generated from this table.
 """
 
 from collections.abc import Iterable, Iterator
