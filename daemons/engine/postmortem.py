@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -41,7 +40,7 @@ async def write_post_mortem(
     last_lines = list(process.tail)
     pages = [
         ("verdict", reason),
-        ("processes", "\n".join(map(_describe, members)) or "none is left"),
+        ("processes", await asyncio.to_thread(_describe, members)),
         ("stacks", await _stacks(members, process, vllm)),
         ("GPUs", await _tool("nvidia-smi", "-q")),
         ("GPU exporter", exporter or "it says nothing of this engine's GPUs"),
@@ -69,16 +68,19 @@ def _store(folder: Path, text: str) -> Path | None:
     return path
 
 
-def _describe(info: ProcessInfo) -> str:
-    waits_in = ""
-    with contextlib.suppress(OSError):
-        waits_in = Path(f"/proc/{info.pid}/wchan").read_text(encoding="ascii", errors="replace").strip()
-    return f"{info.pid} (parent {info.parent}) {info.name}: state {info.state} {waits_in}".rstrip()
+def _describe(members: Sequence[ProcessInfo]) -> str:
+    lines = []
+    for info in members:
+        waits_in = ""
+        with contextlib.suppress(OSError):
+            waits_in = Path(f"/proc/{info.pid}/wchan").read_text(encoding="ascii", errors="replace").strip()
+        lines.append(f"{info.pid} (parent {info.parent}) {info.name}: state {info.state} {waits_in}".rstrip())
+    return "\n".join(lines) or "none is left"
 
 
 async def _stacks(members: Sequence[ProcessInfo], process: EngineProcess, vllm: str) -> str:
     beside = Path(vllm).with_name("py-spy")
-    program = str(beside) if beside.is_file() else "py-spy"
+    program = str(beside) if await asyncio.to_thread(beside.is_file) else "py-spy"
     # A stopped process cannot be paused by py-spy: without --nonblocking it would wait for ever.
     dumps = await asyncio.gather(
         *(_tool(program, "dump", "--nonblocking", "--pid", str(info.pid)) for info in members)
@@ -105,16 +107,17 @@ async def _own_stacks(pids: Sequence[int], process: EngineProcess) -> str:
 
 async def _tool(program: str, *arguments: str) -> str:
     """The output of a program, or why there is none."""
-    if shutil.which(program) is None:
-        return f"{program} is not installed"
-    tool = await asyncio.create_subprocess_exec(
-        program,
-        *arguments,
-        env=child_environment(),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
+    try:
+        tool = await asyncio.create_subprocess_exec(
+            program,
+            *arguments,
+            env=child_environment(),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+    except OSError as error:
+        return describe_os_error(error, f"run {program}")
     try:
         async with asyncio.timeout(_TOOL_SECONDS):
             output, _ = await tool.communicate()

@@ -190,10 +190,10 @@ async def spawn(
     Raises:
         Fatal: the program does not exist or cannot be run.
     """
-    _check_program(command[0])
+    prefix = await asyncio.to_thread(_checked_prefix, command[0])
     try:
         process = await asyncio.create_subprocess_exec(
-            *_dying_with_us(),
+            *prefix,
             *command,
             env=dict(environment),
             stdin=asyncio.subprocess.DEVNULL,
@@ -206,15 +206,12 @@ async def spawn(
     return EngineProcess(process, on_line)
 
 
-def _check_program(program: str) -> None:
+def _checked_prefix(program: str) -> tuple[str, ...]:
+    """What to start `program` with, so that the kernel ends it when this daemon is killed."""
     if shutil.which(program) is None:
         fault = (
             "may not be run: correct its mode" if Path(program).exists() else "does not exist: install vLLM"
         )
         raise Fatal(f"{program} {fault}, or correct the key vllm", EXIT_CONFIG)
-
-
-def _dying_with_us() -> tuple[str, ...]:
-    """A prefix that has the kernel send SIGTERM when this daemon is killed without a chance to clean up."""
     setpriv = shutil.which("setpriv")
     return (setpriv, "--pdeathsig", "TERM", "--") if setpriv else ()

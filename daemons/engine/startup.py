@@ -73,7 +73,7 @@ class Start:
         Raises:
             Fatal: it did not come up; with the exit status 78 where trying again is pointless.
         """
-        free_socket(self._launch.socket)
+        await asyncio.to_thread(free_socket, self._launch.socket)
         self._on_phase(self._phase)
         process = await spawn(self._launch.command, self._launch.environment, self._take_line)
         try:

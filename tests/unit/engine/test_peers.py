@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 
+from daemons.engine.board import Board
+from daemons.engine.meters import Meters
 from daemons.engine.peers.bus import UNKNOWN, Bus, acs_control, read_bus
 from daemons.engine.peers.trial import Outcome, try_all_reduce
 
@@ -100,3 +103,10 @@ def test_the_environment_is_exactly_the_one_given(tmp_path: Path) -> None:
 
 def test_without_vllms_python_nothing_is_tried(tmp_path: Path) -> None:
     assert try_all_reduce(str(tmp_path / "vllm"), 2, {}).worked is None
+
+
+def test_what_was_found_is_a_series() -> None:
+    meters = Meters(Board())
+    meters.show_peers({"links": "GPU 0 - GPU 1: PHB", "direct": "false"})
+    said = generate_latest(meters.registry).decode()
+    assert 'llm_engine_gpu_peers_info{direct="false",links="GPU 0 - GPU 1: PHB"} 1.0' in said
