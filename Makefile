@@ -16,7 +16,7 @@ DAEMONS := .venv/.daemons
 DEV := .venv/.dev
 
 .PHONY: help up setup download vllm gateway gpu-exporter monitoring loadtest status stop \
-	test lint e2e soak bench wheel mirror deploy rules lock clean
+	test lint e2e soak bench wheel mirror deploy rules pictures lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,9 +49,8 @@ download: $(DAEMONS) ## fetch a model into .llm/models (MODEL=ORGANISATION/NAME)
 	@test -n "$(MODEL)" || { echo "make download: say which: make download MODEL=ORGANISATION/NAME" >&2; exit 2; }
 	@$(LLMCTL) download --models-dir .llm/models --config-dir .llm "$(MODEL)"
 
-monitoring: ## not in this release yet
-	@echo "make monitoring: not in this release yet. /metrics are on 9101, 9102 and 9110 while make up runs;" \
-		"a deployed host gets Prometheus and Grafana" >&2; exit 2
+monitoring: $(DEV) ## Prometheus with every rule and alert on what make up runs (apt-get install prometheus)
+	@$(BIN)/python -m observability.prometheus.local
 
 wheel: $(DAEMONS) ## build the release that deploy installs into dist/
 	@rm -rf dist
@@ -64,7 +63,6 @@ mirror: $(DEV) ## gather what a deployment downloads into DIR=
 bench: $(DEV) ## the gateway and the load tester beside their peers
 	@$(BIN)/python tests/bench/gateway_side_by_side.py
 	@$(BIN)/python tests/bench/loadtest_side_by_side.py
-	@$(BIN)/python tests/bench/tenants_cost.py
 
 deploy: ## deploy to the hosts of INVENTORY=
 	@test -n "$(INVENTORY)" || { echo "make deploy: say where: make deploy INVENTORY=ansible/inventory/..." >&2; exit 2; }
@@ -92,6 +90,10 @@ soak: $(DEV) ## the tests that are long by design
 
 rules: $(DEV) ## render Prometheus' rules and build the dashboards anew
 	@$(BIN)/python -m observability.prometheus.render
+	@$(BIN)/python -m observability.grafana.build
+
+pictures: $(DEV) ## draw the dashboards into docs/img from minutes of load on simulated engines
+	@$(BIN)/python -m pytest -q tests/integration/observability/test_proof.py --pictures docs/img
 
 lock: $(DEV) ## write the locks of requirements/ anew
 	@sh requirements/lock.sh

@@ -1,0 +1,1 @@
+"""What operators look at: Prometheus' rules, Grafana's dashboards. Nothing here runs on a host."""

@@ -34,6 +34,8 @@ PROGRAMS = (
     ("gcc", "gcc libc6-dev", "the GPU exporter against a fake NVML, the load tester against its mock engine"),
     ("curl", "curl", "the curl example of earlier releases"),
     ("promtool", "prometheus", "metric names and alert rules as Prometheus sees them"),
+    ("prometheus", "prometheus", "dashboards and rules on a Prometheus that looks at the daemons"),
+    ("prometheus-node-exporter", "prometheus-node-exporter", "dashboards and rules of hosts"),
     ("nginx", "nginx-light", "TLS in front of the gateway"),
     ("redis-server", "redis-server", "limits that several gateways share"),
     ("chromium", "chromium", "the load tester's HTML report in a browser"),

@@ -1,0 +1,1 @@
+"""Prometheus' rules as templates, and rendered with the defaults."""

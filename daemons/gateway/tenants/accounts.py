@@ -61,7 +61,6 @@ class Account:
     """What one key or address uses.
 
     Attributes:
-        subject: whether it is a key's or an address'.
         in_flight: requests that hold a reservation.
         requests: begun within the last minute.
         tokens: of requests begun within the last minute; reserved, or used where they have ended.
@@ -70,10 +69,9 @@ class Account:
         expected: running 90th percentile of the tokens of an answer.
     """
 
-    __slots__ = ("days", "expected", "in_flight", "months", "requests", "subject", "tokens")
+    __slots__ = ("days", "expected", "in_flight", "months", "requests", "tokens")
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject: Subject = subject
+    def __init__(self) -> None:
         self.in_flight = 0
         self.requests = Window()
         self.tokens = Window()
@@ -81,7 +79,9 @@ class Account:
         self.months = Budget()
         self.expected = FIRST_EXPECTED
 
-    def check(self, bounds: Bounds, tokens: int, now: float, wall: float, at: Periods) -> None:
+    def check(
+        self, subject: Subject, bounds: Bounds, tokens: int, *, now: float, wall: float, at: Periods
+    ) -> None:
         """Whether a request of `tokens` fits.
 
         A single request larger than a limit passes where nothing else was used: estimates may be wrong.
@@ -91,21 +91,21 @@ class Account:
         """
         limit = bounds.concurrency
         if limit is not None and self.in_flight >= limit:
-            raise Refused(self.subject, "concurrency", limit, 1.0)
+            raise Refused(subject, "concurrency", limit, 1.0)
         limit = bounds.requests_per_minute
         if limit is not None and self.requests.advance(now) >= limit:
-            raise Refused(self.subject, "requests", limit, self.requests.wait(1, limit, now))
+            raise Refused(subject, "requests", limit, self.requests.wait(1, limit, now))
         limit = bounds.tokens_per_minute
         if limit is not None:
             cost = min(tokens, limit)
             if self.tokens.advance(now) + cost > limit:
-                raise Refused(self.subject, "tokens", limit, self.tokens.wait(cost, limit, now))
+                raise Refused(subject, "tokens", limit, self.tokens.wait(cost, limit, now))
         limit = bounds.tokens_per_day
         if limit is not None and self.days.of(at.day) + min(tokens, limit) > limit:
-            raise Refused(self.subject, "day", limit, at.day_ends - wall)
+            raise Refused(subject, "day", limit, at.day_ends - wall)
         limit = bounds.tokens_per_month
         if limit is not None and self.months.of(at.month) + min(tokens, limit) > limit:
-            raise Refused(self.subject, "month", limit, at.month_ends - wall)
+            raise Refused(subject, "month", limit, at.month_ends - wall)
 
     def take(self, tokens: int, now: float, at: Periods) -> "Hold":
         """Reserve `tokens` for a request."""
@@ -200,9 +200,9 @@ class AccountState(msgspec.Struct, frozen=True):
     months: dict[int, int]
     expected: float
 
-    def restore(self, subject: Subject, shift: int) -> Account:
+    def restore(self, shift: int) -> Account:
         """The account, its charges `shift` slots later."""
-        account = Account(subject)
+        account = Account()
         account.requests = Window([[slot + shift, amount] for slot, amount in self.requests])
         account.tokens = Window([[slot + shift, amount] for slot, amount in self.tokens])
         account.days, account.months = Budget(self.days), Budget(self.months)

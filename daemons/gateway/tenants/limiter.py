@@ -145,23 +145,21 @@ class Limiter:
         Raises:
             Refused: a limit is reached; nothing was taken.
         """
-        now, wall, at = self.monotonic(), self.wall(), self._periods
-        if not at.day_ends - DAY <= wall < at.day_ends:
-            at = self.periods()
+        now, at = self.monotonic(), self.periods()
         account = self.keys.get(alias)
         if account is None:
-            account = self.keys[alias] = Account("key")
+            account = self.keys[alias] = Account()
         if not force:
-            account.check(bounds, tokens, now, wall, at)
+            account.check("key", bounds, tokens, now=now, wall=self.wall(), at=at)
         if self._address_bounds is None or not address:
             address = ""
             holds: tuple[Hold, ...] = (account.take(tokens, now, at),)
         else:
             theirs = self.addresses.get(address)
             if theirs is None:
-                theirs = self.addresses[address] = Account("address")
+                theirs = self.addresses[address] = Account()
             if not force:
-                theirs.check(self._address_bounds, tokens, now, wall, at)
+                theirs.check("address", self._address_bounds, tokens, now=now, wall=self.wall(), at=at)
             holds = (account.take(tokens, now, at), theirs.take(tokens, now, at))
         self._number += 1
         made = Reservation(self, self._number, alias, address, holds)
@@ -210,10 +208,9 @@ class Limiter:
         if not same_boot:
             age = max(0.0, self.wall() - state.wall) - (self.monotonic() - state.monotonic)
         shift = -slots(age)
-        for name, given in state.keys.items():
-            self.keys[name] = given.restore("key", shift)
-        for name, given in state.addresses.items():
-            self.addresses[name] = given.restore("address", shift)
+        for exported, accounts in ((state.keys, self.keys), (state.addresses, self.addresses)):
+            for name, given in exported.items():
+                accounts[name] = given.restore(shift)
         found = {}
         for held in state.open:
             of = [self.keys.get(held.alias), self.addresses.get(held.address)]

@@ -67,7 +67,7 @@ class EngineUnderTest:
         defaults = {
             "served_names": ["m"],
             "gpus": [],
-            "metrics": {"host": "127.0.0.1", "port": _free_port()},
+            "metrics": {"host": "127.0.0.1", "port": free_port()},
             "runtime_dir": str(self.run),
             "cache_dir": str(folder / "cache"),
             "state_dir": str(self.state_dir),
@@ -156,7 +156,7 @@ class EngineUnderTest:
         return text
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

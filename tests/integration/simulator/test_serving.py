@@ -1,6 +1,8 @@
 """What a client gets from a simulator that works."""
 
 import json
+import socket
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,21 @@ def test_a_client_that_leaves_ends_its_request_within_a_step(start: Start) -> No
     assert server.metric("vllm:request_success_total", finished_reason="abort") == 0.0
     said = server.metric("vllm:generation_tokens_total")
     assert server.metric("vllm:generation_tokens_total") == said
+
+
+def test_clients_that_leave_at_any_moment_end_nobody_else_s_answer(start: Start) -> None:
+    server = start("--sim-inter-token-ms", "1")
+    with Stream(server.port, body=conversation(max_tokens=1500)) as stays:
+        for _ in range(8):
+            leaving = [send(server.port, CHAT, conversation(max_tokens=400)) for _ in range(24)]
+            for number, sock in enumerate(leaving):
+                sock.recv(1)
+                # Some reset rather than closed: what is written meanwhile finds the connection gone.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", number % 2, 0))
+            for sock in leaving:
+                sock.close()
+        assert list(stays.events())[-1] == "[DONE]"
+    wait_for(lambda: server.metric("vllm:num_requests_running") == 0)
 
 
 def test_the_same_for_a_client_that_waits_for_a_whole_answer(start: Start) -> None:

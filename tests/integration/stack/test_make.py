@@ -27,12 +27,6 @@ def test_make_alone_lists_the_targets() -> None:
         assert re.search(rf"^  make {target} ", listed, re.MULTILINE), target
 
 
-def test_a_target_whose_room_is_not_built_says_so() -> None:
-    done = _make("monitoring")
-    assert done.returncode == 2
-    assert "not in this release yet" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("target", "cure"), [("deploy", "make deploy INVENTORY="), ("download", "make download MODEL=")]
 )

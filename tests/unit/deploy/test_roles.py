@@ -30,6 +30,7 @@ WANTED = {
     "grafana",
     "tls",
     "firewall",
+    "log_shipper",
 }
 A6000 = [
     {"index": 0, "pci": "0000:41:00.0", "uuid": "GPU-a", "minor": 1, "numa_node": 0, "cpus": "0-15,32-47"},
@@ -252,3 +253,10 @@ def test_preflight_knows_the_alert_s_own_threshold() -> None:
     ]
     preflights = yaml.safe_load((roles / "preflight/defaults/main.yml").read_text())
     assert f"default({threshold})" in preflights["preflight_gpu_memory_free_gb"]
+
+
+def test_the_log_shipper_is_off_unless_wanted() -> None:
+    role = playbook.ANSIBLE / "roles/log_shipper"
+    assert yaml.safe_load((role / "defaults/main.yml").read_text())["log_shipper_enabled"] is False
+    (task,) = yaml.safe_load((role / "tasks/main.yml").read_text())
+    assert task["when"] == "log_shipper_enabled"

@@ -177,3 +177,11 @@ def test_xid_codes_are_sorted_by_severity_as_the_exporter_sorts_them() -> None:
     silent = {int(code) for code in other[1].split("|")} - paging
     assert paging == set(PAGING)
     assert silent == {xid.code for xid in CATALOGUE.values() if xid.action is Action.APPLICATION}
+
+
+def test_every_recorded_series_is_used_or_tested() -> None:
+    known = "".join(path.read_text() for path in TESTS) + "".join(rule["expr"] for rule in rules())
+    unused = {rule["record"] for rule in RECORDS if rule["record"] not in known}
+    dashboards = (ROOT / "observability/grafana/dashboards").glob("*.json")
+    shown = "".join(path.read_text() for path in dashboards)
+    assert {record for record in unused if record not in shown} == set()

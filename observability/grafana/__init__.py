@@ -1,0 +1,1 @@
+"""Grafana's dashboards, built in Python, and what is checked and drawn of them."""
