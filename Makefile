@@ -63,6 +63,7 @@ mirror: $(DEV) ## gather what a deployment downloads into DIR=
 bench: $(DEV) ## the gateway and the load tester beside their peers
 	@$(BIN)/python tests/bench/gateway_side_by_side.py
 	@$(BIN)/python tests/bench/loadtest_side_by_side.py
+	@$(BIN)/python tests/bench/tenants_cost.py
 
 deploy: ## deploy to the hosts of INVENTORY=
 	@test -n "$(INVENTORY)" || { echo "make deploy: say where: make deploy INVENTORY=ansible/inventory/..." >&2; exit 2; }

@@ -38,6 +38,7 @@ class Exchange(msgspec.Struct, eq=False):
         entry: its number in the ledger; 0 before it is let in.
         retries: attempts beyond the first.
         status: HTTP status of the answer; 0 while none was sent.
+        closes: the connection ends with the answer, and the client is told so.
         trace: its spans, where requests are traced.
         content: prompt and answer, where the key's are logged.
     """
@@ -60,5 +61,6 @@ class Exchange(msgspec.Struct, eq=False):
     entry: int = 0
     retries: int = 0
     status: int = 0
+    closes: bool = False
     trace: Trace | None = None
     content: Content | None = None

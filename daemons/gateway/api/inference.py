@@ -103,8 +103,8 @@ class Inference:
             raise
         finally:
             self._end(request, exchange, failure)
-        keep = request.keep_alive and not self.draining and request.version >= (1, 1)
-        return _KEEP if keep else _CLOSE
+        # What the answer's head did not announce would meet the client's next request on its way.
+        return _CLOSE if exchange.closes else _KEEP
 
     async def _serve(self, request: BaseRequest, endpoint: Endpoint, exchange: Exchange) -> ErrorCode | None:
         raw = await accept.read_body(request, self._limits.body_bytes, self._timeouts.request_body)
@@ -176,7 +176,8 @@ class Inference:
             fields += b"request-id: %b\r\n" % exchange.request_id.encode()
         for line in self._cors.lines(request).items():
             fields += "{}: {}\r\n".format(*line).encode()
-        if not (request.keep_alive and chunked) or self.draining:
+        exchange.closes = not (request.keep_alive and chunked) or self.draining
+        if exchange.closes:
             fields += b"Connection: close\r\n"
         patience = self._patience[exchange.tenant.priority] if exchange.stream else self._whole
         relay: Relay

@@ -61,6 +61,7 @@ class Account:
     """What one key or address uses.
 
     Attributes:
+        subject: whether it is a key's or an address'.
         in_flight: requests that hold a reservation.
         requests: begun within the last minute.
         tokens: of requests begun within the last minute; reserved, or used where they have ended.
@@ -69,9 +70,10 @@ class Account:
         expected: running 90th percentile of the tokens of an answer.
     """
 
-    __slots__ = ("days", "expected", "in_flight", "months", "requests", "tokens")
+    __slots__ = ("days", "expected", "in_flight", "months", "requests", "subject", "tokens")
 
-    def __init__(self) -> None:
+    def __init__(self, subject: Subject) -> None:
+        self.subject: Subject = subject
         self.in_flight = 0
         self.requests = Window()
         self.tokens = Window()
@@ -79,9 +81,7 @@ class Account:
         self.months = Budget()
         self.expected = FIRST_EXPECTED
 
-    def check(
-        self, subject: Subject, bounds: Bounds, tokens: int, *, now: float, wall: float, at: Periods
-    ) -> None:
+    def check(self, bounds: Bounds, tokens: int, now: float, wall: float, at: Periods) -> None:
         """Whether a request of `tokens` fits.
 
         A single request larger than a limit passes where nothing else was used: estimates may be wrong.
@@ -91,21 +91,21 @@ class Account:
         """
         limit = bounds.concurrency
         if limit is not None and self.in_flight >= limit:
-            raise Refused(subject, "concurrency", limit, 1.0)
+            raise Refused(self.subject, "concurrency", limit, 1.0)
         limit = bounds.requests_per_minute
         if limit is not None and self.requests.advance(now) >= limit:
-            raise Refused(subject, "requests", limit, self.requests.wait(1, limit, now))
+            raise Refused(self.subject, "requests", limit, self.requests.wait(1, limit, now))
         limit = bounds.tokens_per_minute
         if limit is not None:
             cost = min(tokens, limit)
             if self.tokens.advance(now) + cost > limit:
-                raise Refused(subject, "tokens", limit, self.tokens.wait(cost, limit, now))
+                raise Refused(self.subject, "tokens", limit, self.tokens.wait(cost, limit, now))
         limit = bounds.tokens_per_day
         if limit is not None and self.days.of(at.day) + min(tokens, limit) > limit:
-            raise Refused(subject, "day", limit, at.day_ends - wall)
+            raise Refused(self.subject, "day", limit, at.day_ends - wall)
         limit = bounds.tokens_per_month
         if limit is not None and self.months.of(at.month) + min(tokens, limit) > limit:
-            raise Refused(subject, "month", limit, at.month_ends - wall)
+            raise Refused(self.subject, "month", limit, at.month_ends - wall)
 
     def take(self, tokens: int, now: float, at: Periods) -> "Hold":
         """Reserve `tokens` for a request."""
@@ -200,9 +200,9 @@ class AccountState(msgspec.Struct, frozen=True):
     months: dict[int, int]
     expected: float
 
-    def restore(self, shift: int) -> Account:
+    def restore(self, subject: Subject, shift: int) -> Account:
         """The account, its charges `shift` slots later."""
-        account = Account()
+        account = Account(subject)
         account.requests = Window([[slot + shift, amount] for slot, amount in self.requests])
         account.tokens = Window([[slot + shift, amount] for slot, amount in self.tokens])
         account.days, account.months = Budget(self.days), Budget(self.months)

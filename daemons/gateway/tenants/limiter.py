@@ -145,21 +145,23 @@ class Limiter:
         Raises:
             Refused: a limit is reached; nothing was taken.
         """
-        now, at = self.monotonic(), self.periods()
+        now, wall, at = self.monotonic(), self.wall(), self._periods
+        if not at.day_ends - DAY <= wall < at.day_ends:
+            at = self.periods()
         account = self.keys.get(alias)
         if account is None:
-            account = self.keys[alias] = Account()
+            account = self.keys[alias] = Account("key")
         if not force:
-            account.check("key", bounds, tokens, now=now, wall=self.wall(), at=at)
+            account.check(bounds, tokens, now, wall, at)
         if self._address_bounds is None or not address:
             address = ""
             holds: tuple[Hold, ...] = (account.take(tokens, now, at),)
         else:
             theirs = self.addresses.get(address)
             if theirs is None:
-                theirs = self.addresses[address] = Account()
+                theirs = self.addresses[address] = Account("address")
             if not force:
-                theirs.check("address", self._address_bounds, tokens, now=now, wall=self.wall(), at=at)
+                theirs.check(self._address_bounds, tokens, now, wall, at)
             holds = (account.take(tokens, now, at), theirs.take(tokens, now, at))
         self._number += 1
         made = Reservation(self, self._number, alias, address, holds)
@@ -208,9 +210,10 @@ class Limiter:
         if not same_boot:
             age = max(0.0, self.wall() - state.wall) - (self.monotonic() - state.monotonic)
         shift = -slots(age)
-        for exported, accounts in ((state.keys, self.keys), (state.addresses, self.addresses)):
-            for name, given in exported.items():
-                accounts[name] = given.restore(shift)
+        for name, given in state.keys.items():
+            self.keys[name] = given.restore("key", shift)
+        for name, given in state.addresses.items():
+            self.addresses[name] = given.restore("address", shift)
         found = {}
         for held in state.open:
             of = [self.keys.get(held.alias), self.addresses.get(held.address)]

@@ -501,3 +501,41 @@ async def test_a_failure_has_one_word_everywhere(
             f'llm_gateway_requests_total{{class="default",endpoint="chat",model="{model}",outcome="{word}"}}'
         )
         assert (await running.metrics())[name] == 1
+
+
+async def test_a_connection_is_not_closed_under_the_next_request_of_a_client_that_was_not_told(
+    tmp_path: Path,
+) -> None:
+    """A stream that began before the drain ends with its connection open: its head announced nothing else."""
+    go_on = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        if not call.json.get("stream"):
+            await answer_chat(call)
+            return
+        await call.send(STREAM_HEAD)
+        await call.send_event(delta("a"))
+        await go_on.wait()
+        await call.send(event("[DONE]") + END)
+
+    async with FakeEngine(script) as engine, gateway(tmp_path, engine.url) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+
+        def ask(stream: str) -> bytes:
+            body = b'{"model":"m","messages":[],"stream":%b}' % stream.encode()
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\n"
+            return head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+        writer.write(ask("true"))
+        assert b"Connection: close" not in await reader.readuntil(b"\r\n\r\n")
+        stopping = asyncio.create_task(running.gateway.stop())
+        await _until(lambda: running.gateway._inference is not None and running.gateway._inference.draining)
+        go_on.set()
+        await reader.readuntil(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        await asyncio.sleep(0.1)
+        writer.write(ask("false"))
+        answer = await asyncio.wait_for(reader.read(), 20)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"Connection: close" in answer
+        writer.close()
+        await stopping

@@ -13,6 +13,7 @@ VERSION = 1
 _BUSY_SECONDS = 1.0
 _PAGES_AT_ONCE = 256
 LOST = "gateway_lost"
+_DAY = 86_400_000_000
 
 _SCHEMA = """
 CREATE TABLE requests (
@@ -61,6 +62,10 @@ class Closed(NamedTuple):
     first: int | None
 
 
+ClosedRow = tuple[int, int, str, str, str, str | None, str, int, str, int, int, int, int, int, int | None]
+"""The fields of `Closed` as SQLite takes them."""
+
+
 class Opened(NamedTuple):
     """A request that is on its way."""
 
@@ -102,7 +107,7 @@ class Batch(NamedTuple):
 
     number: int
     opened: Sequence[Opened]
-    closed: Sequence[Closed]
+    closed: Sequence[ClosedRow]
     forget: Sequence[int]
 
 
@@ -208,21 +213,20 @@ def write(connection: sqlite3.Connection, worker: int, batch: Batch, mark: str =
         connection.execute("UPDATE workers SET batch = ? WHERE worker = ?", (batch.number, worker))
 
 
-def _by_day(rows: Iterable[Closed]) -> list[tuple[Any, ...]]:
-    days: dict[int, str] = {}
-    sums: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
-    for row in rows:
-        number = row.ended // 86_400_000_000
-        day = days.get(number)
-        if day is None:
-            day = days[number] = datetime.fromtimestamp(row.ended / 1e6, UTC).strftime("%Y-%m-%d")
-        used = sums[day, row.key, row.model]
+def _by_day(rows: Iterable[ClosedRow]) -> list[tuple[Any, ...]]:
+    sums: dict[tuple[int, str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
+    for _, ended, key, model, _, _, _, _, outcome, prompt, cached, completion, _, _, _ in rows:
+        used = sums[ended // _DAY, key, model]
         used[0] += 1
-        used[1] += row.outcome != "ok"
-        used[2] += row.prompt
-        used[3] += row.cached
-        used[4] += row.completion
-    return [(*names, *used) for names, used in sums.items()]
+        used[1] += outcome != "ok"
+        used[2] += prompt
+        used[3] += cached
+        used[4] += completion
+    return [(_day(day), *names, *used) for (day, *names), used in sums.items()]
+
+
+def _day(number: int) -> str:
+    return datetime.fromtimestamp(number * 86_400, UTC).strftime("%Y-%m-%d")
 
 
 def close_lost(
