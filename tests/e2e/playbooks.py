@@ -33,6 +33,8 @@ TINY = {
     "enforce_eager": True,
     "environment": {"TORCHDYNAMO_DISABLE": "1"},
 }
+OTHER = {**TINY, "name": "tiny-b", "gpus": [1], "metrics_port": 9111}
+"""Serves the same model on the other GPU."""
 STUBS = {
     "vllm_variant": "cpu",
     "nvidia_driver_source": "nvidia",
@@ -120,8 +122,7 @@ class Playbooks:
             "prometheus_source": "package",
             **STUBS,
             "llm_hf_token": HF_TOKEN,
-            # Such requests wait while the only engine is renewed, instead of being refused.
-            "llm_keys": [{"name": "team-a", "class": "batch"}],
+            "llm_keys": [{"name": "team-a", "class": "default"}],
             **variables,
         }
         listed = {
