@@ -27,6 +27,7 @@ PACKAGES = [
     "sudo",
     "systemd",
     "systemd-sysv",
+    "tzdata",
 ]
 MASKED = [
     "apt-daily.timer",
