@@ -103,6 +103,7 @@ class Limiter:
         keys: accounts by alias.
         addresses: accounts by address.
         open: reservations not yet settled, by number.
+        limits_addresses: addresses have limits.
         monotonic: the clock of minutes.
         wall: the clock of days and months.
     """
@@ -111,6 +112,7 @@ class Limiter:
         self, address_bounds: Bounds, monotonic: Callable[[], float], wall: Callable[[], float]
     ) -> None:
         self._address_bounds = address_bounds if address_bounds != Bounds() else None
+        self.limits_addresses = self._address_bounds is not None
         self.monotonic = monotonic
         self.wall = wall
         self.keys: dict[str, Account] = {}
@@ -118,11 +120,6 @@ class Limiter:
         self.open: dict[int, Reservation] = {}
         self._number = 0
         self._periods = periods_of(wall())
-
-    @property
-    def limits_addresses(self) -> bool:
-        """Whether addresses have limits."""
-        return self._address_bounds is not None
 
     def expected(self, alias: str, most: int | None) -> int:
         """Tokens to expect of an answer that may have `most`; None is as many as the model makes."""

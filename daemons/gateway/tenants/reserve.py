@@ -100,17 +100,13 @@ class Limits:
         account = self.limiter.keys.get(tenant.alias)
         if account is None:
             return b""
-        lines = b""
-        now = self.limiter.monotonic()
-        limit = tenant.limits.requests_per_minute
-        if limit is not None:
-            window = account.requests
-            lines = _REQUESTS % (limit, max(0, limit - window.total), math.ceil(window.reset(now)))
-        limit = tenant.limits.tokens_per_minute
-        if limit is not None:
-            window = account.tokens
-            lines += _TOKENS % (limit, max(0, limit - window.total), math.ceil(window.reset(now)))
-        return lines
+        now, bounds = self.limiter.monotonic(), tenant.limits
+        requests, tokens = bounds.requests_per_minute, bounds.tokens_per_minute
+        if requests is None:
+            return b"" if tokens is None else _TOKENS % account.tokens.standing(tokens, now)
+        if tokens is None:
+            return _REQUESTS % account.requests.standing(requests, now)
+        return _BOTH % (account.requests.standing(requests, now) + account.tokens.standing(tokens, now))
 
     def _refusal(self, tenant: Tenant, refused: Refused) -> ApiError:
         self._refused.add((tenant.alias, f"{refused.subject}_{refused.dimension}"))
@@ -124,6 +120,7 @@ _REQUESTS = (
 _TOKENS = (
     b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\nx-ratelimit-reset-tokens: %ds\r\n"
 )
+_BOTH = _REQUESTS + _TOKENS
 
 _WORDS = {
     "requests": "{whose} may send {limit} requests a minute",

@@ -68,9 +68,11 @@ class Window:
                 return max(0.0, freed - now)
         return 0.0
 
-    def reset(self, now: float) -> float:
-        """Seconds until nothing is left in it."""
-        return max(0.0, (self._charges[-1][0] + _SLOTS + 1) / _PER_SECOND - now) if self._charges else 0.0
+    def standing(self, limit: int, now: float) -> tuple[int, int, int]:
+        """`limit`, what is left of it, and whole seconds until nothing is used of it any more."""
+        charges, left = self._charges, limit - self.total
+        reset = int((charges[-1][0] + _SLOTS + 1) / _PER_SECOND - now) + 1 if charges else 0
+        return limit, max(0, left), max(0, reset)
 
     def charge_at(self, slot: int) -> Charge:
         """The charge of `slot`; one outside of the window where there is none."""
