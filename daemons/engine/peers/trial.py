@@ -44,7 +44,8 @@ def try_all_reduce(vllm: str, ranks: int, environment: Mapping[str, str]) -> Out
         running: list[subprocess.Popen[bytes]] = []
         try:
             for rank, output in enumerate(outputs):
-                arguments = [str(python), str(_SCRIPT), str(rank), str(ranks), f"{folder}/rendezvous"]
+                # -P: what lies beside the script is not for torch to import.
+                arguments = [str(python), "-P", str(_SCRIPT), str(rank), str(ranks), f"{folder}/rendezvous"]
                 with output.open("wb") as file:
                     running.append(
                         subprocess.Popen(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from daemons.engine.config import EngineSettings
 from daemons.engine.fit import compare
@@ -180,6 +181,15 @@ def test_weights_beyond_the_memory_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Fatal, match=r"its weights are 0\.0 GiB for each of 1 GPU") as refused:
         prepare(settings(tmp_path), FakeInventory(memory=1000), {})
     assert refused.value.exit_code == 78
+
+
+def test_a_plan_that_does_not_fit_is_a_warning_and_vllm_decides(tmp_path: Path) -> None:
+    with capture_logs() as said:
+        launch = prepare(settings(tmp_path), FakeInventory(memory=700 << 20), {})
+    assert launch.planned is not None
+    assert launch.planned.kv_cache < 0
+    (warning,) = [record for record in said if record["log_level"] == "warning"]
+    assert warning["event"] == "the plan says that this will not fit; vLLM decides"
 
 
 def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_any_registers_are_read(space: bytes) -> None:
 
 
 def vllm(folder: Path, *script: str) -> str:
-    """A vLLM whose Python is a shell script: ``$2`` is the rank."""
+    """A vLLM whose Python is a shell script: ``$3`` is the rank."""
     (folder / "python").write_text("\n".join(("#!/bin/sh", *script)))
     (folder / "python").chmod(0o755)
     return str(folder / "vllm")
@@ -79,7 +79,7 @@ def vllm(folder: Path, *script: str) -> str:
         (["echo 0.5 s"], Outcome(True, "0.5 s")),
         (["echo noise", "kill -ALRM $$"], Outcome(False, "an all-reduce did not end in 30 s")),
         (
-            ['[ "$2" = 0 ] && echo fine && exit 0', "kill -ALRM $$"],
+            ['[ "$3" = 0 ] && echo fine && exit 0', "kill -ALRM $$"],
             Outcome(False, "an all-reduce did not end in 30 s"),
         ),
         (
@@ -95,7 +95,7 @@ def test_outcomes(tmp_path: Path, script: list[str], outcome: Outcome) -> None:
 
 
 def test_the_environment_is_exactly_the_one_given(tmp_path: Path) -> None:
-    program = vllm(tmp_path, 'echo "$NCCL_P2P_DISABLE $4"')
+    program = vllm(tmp_path, 'echo "$NCCL_P2P_DISABLE $5"')
     said = try_all_reduce(program, 2, {"NCCL_P2P_DISABLE": "1"})
     assert said.worked
     assert said.said.startswith("1 /")
