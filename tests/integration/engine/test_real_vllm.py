@@ -22,6 +22,7 @@ from tests.integration.engine.mirror import Mirror
 VLLM = PROJECT / ".venv-vllm" / "bin" / "vllm"
 MODEL = model_cache() / SMOLLM2
 START_SECONDS = 240.0
+QUIET_START_SECONDS = 45.0
 LONGEST_LOAD_SECONDS = 1200
 PREFILL_TOKENS = 7500
 
@@ -201,8 +202,10 @@ def test_a_killed_core_is_an_error_event_and_a_restart(running: EngineUnderTest)
     wait_for(lambda: running.is_ready(generation + 1), START_SECONDS, 0.05)
     took = time.monotonic() - killed
     seconds = [record["seconds"] for record in running.log() if record["event"] == "warm-up answered"]
-    print(f"ready again {took - seconds[-1]:.2f} s after what the start itself takes")
-    assert took - seconds[-1] < 2
+    beyond = took - seconds[-1]
+    print(f"ready again {beyond:.2f} s after the {seconds[-1]:.0f} s that the start itself takes")
+    # 2 s, and as much more as this machine is slower than two quiet cores.
+    assert beyond < 2 * max(1.0, seconds[-1] / QUIET_START_SECONDS)
     assert 'llm_engine_restarts_total{cause="exit"} 1.0' in running.metrics()
 
 
