@@ -200,13 +200,14 @@ def _active_reasons(values: Mapping[tuple[str, Labels], float]) -> set[str]:
 def _gauges(snapshots: Sequence[Snapshot]) -> dict[str, list[tuple[float, float]]]:
     series: dict[str, list[tuple[float, float]]] = {}
     for label, names in GAUGES.items():
-        points: dict[int, list[float]] = {}
+        points: dict[int, dict[str, float]] = {}
         for snapshot in snapshots:
             for name in names:
                 value = snapshot.total(name)
                 if value is not None:
-                    points.setdefault(round(snapshot.at), []).append(value)
+                    # Two scrapes of one source may fall into one second; the later one counts.
+                    points.setdefault(round(snapshot.at), {})[snapshot.source.url] = value
         if points:
             combine = max if label == "KV cache use" else sum
-            series[label] = [(float(at), combine(values)) for at, values in sorted(points.items())]
+            series[label] = [(float(at), combine(by_url.values())) for at, by_url in sorted(points.items())]
     return series

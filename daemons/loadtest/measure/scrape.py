@@ -13,16 +13,23 @@ Kind = Literal["gateway", "engine", "gpu"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 EVERY = 1.0
 TIMEOUT = 2.0
-_PREFIXES = (
-    "vllm:",
-    "llm_gateway_",
-    "gpu_clock",
-    "gpu_temperature",
-    "gpu_power",
-    "gpu_utilization",
-    "DCGM_FI_DEV_CLOCK",
+_WANTED = (
+    "vllm:request_queue_time_seconds_bucket",
+    "vllm:request_prefill_time_seconds_bucket",
+    "vllm:request_decode_time_seconds_bucket",
+    "vllm:num_requests_",
+    "vllm:num_preemptions_total",
+    "vllm:prefix_cache_queries_total",
+    "vllm:prefix_cache_hits_total",
+    "vllm:kv_cache_usage_perc",
+    "vllm:gpu_cache_usage_perc",
+    "llm_gateway_queue_",
+    "llm_gateway_overhead_seconds_bucket",
+    "llm_gateway_retries_total",
+    "gpu_clock_event_active",
+    "gpu_clock_limited_seconds_total",
 )
-_LIMIT = 16 << 20
+"""What `attribution` asks for. Nothing else is kept: a page of vLLM has a thousand samples, every second."""
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -53,12 +60,11 @@ def parse_metrics(text: str) -> dict[tuple[str, Labels], float]:
     Raises:
         ValueError: the text is not in the Prometheus format.
     """
-    lines = [line for line in text.splitlines() if line.startswith(_PREFIXES)]
+    lines = [line for line in text.splitlines() if line.startswith(_WANTED)]
     values: dict[tuple[str, Labels], float] = {}
     for family in text_string_to_metric_families("\n".join(lines) + "\n"):
         for sample in family.samples:
-            if not sample.name.endswith("_created"):
-                values[sample.name, tuple(sorted(sample.labels.items()))] = sample.value
+            values[sample.name, tuple(sorted(sample.labels.items()))] = sample.value
     return values
 
 
@@ -67,6 +73,7 @@ class Scraper:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = list(sources)
+        self._keys: dict[tuple[str, Labels], tuple[str, Labels]] = {}
         self.snapshots: list[Snapshot] = []
         self.problems: dict[str, str] = {}
 
@@ -92,17 +99,19 @@ class Scraper:
     async def _scrape(self, session: aiohttp.ClientSession, source: Source) -> None:
         try:
             async with session.get(source.url, allow_redirects=False) as response:
-                body = await response.content.read(_LIMIT)
                 if response.status != 200:
                     self.problems[source.url] = f"{source.url} answered {response.status}"
                     return
+                body = await response.read()
             values = parse_metrics(body.decode("utf-8", "replace"))
         except (aiohttp.ClientError, TimeoutError) as error:
             self.problems[source.url] = f"{source.url} could not be scraped ({type(error).__name__})"
         except ValueError:
             self.problems[source.url] = f"{source.url} is not in the Prometheus text format"
         else:
-            self.snapshots.append(Snapshot(source, time.time(), values))
+            # The same names and labels come every second: one copy of each serves all snapshots.
+            shared = {self._keys.setdefault(key, key): value for key, value in values.items()}
+            self.snapshots.append(Snapshot(source, time.time(), shared))
 
     def rebase(self, epoch: float) -> list[Snapshot]:
         """The snapshots with times relative to the run's start at Unix time `epoch`."""
@@ -113,14 +122,23 @@ def histogram_delta(
     first: Mapping[tuple[str, Labels], float], last: Mapping[tuple[str, Labels], float], name: str
 ) -> list[tuple[float, float]]:
     """What a histogram counted between two scrapes: (upper bound, observations up to it), over all series."""
+    buckets = {key: value for key, value in last.items() if key[0] == f"{name}_bucket"}
+    # A series of which any bucket went back was restarted: all it shows is new.
+    restarted = {
+        _series(labels)
+        for (sample, labels), value in buckets.items()
+        if value < first.get((sample, labels), 0.0)
+    }
     bounds: dict[float, float] = {}
-    for (sample, labels), value in last.items():
-        if sample == f"{name}_bucket":
-            bound = float(dict(labels)["le"])
-            before = first.get((sample, labels), 0.0)
-            # A counter that went back was restarted: all it shows is new.
-            bounds[bound] = bounds.get(bound, 0.0) + (value - before if value >= before else value)
+    for key, value in buckets.items():
+        before = 0.0 if _series(key[1]) in restarted else first.get(key, 0.0)
+        bound = float(dict(key[1])["le"])
+        bounds[bound] = bounds.get(bound, 0.0) + value - before
     return sorted(bounds.items())
+
+
+def _series(labels: Labels) -> Labels:
+    return tuple(label for label in labels if label[0] != "le")
 
 
 def bucket_percentile(buckets: Sequence[tuple[float, float]], percent: float) -> float:

@@ -148,8 +148,9 @@ def test_goodput_is_never_above_the_rate() -> None:
     assert group.goodput == group.request_rate == pytest.approx(8, rel=0.02)
 
 
-def test_requests_that_never_ended_count_against_a_percentile() -> None:
-    rows = [record(n, 0.1, Outcome.OK if n % 10 else Outcome.ABANDONED) for n in range(100)]
+@pytest.mark.parametrize("outcome", [Outcome.ABANDONED, Outcome.TIMEOUT, Outcome.STALL])
+def test_requests_that_took_too_long_to_be_measured_count_against_a_percentile(outcome: Outcome) -> None:
+    rows = [record(n, 0.1, Outcome.OK if n % 10 else outcome) for n in range(100)]
     checks = result_of(rows, "e2e p50 < 1s", "e2e p95 < 1s").checks
     assert [check.met for check in checks] == [True, False]
 
@@ -320,14 +321,27 @@ vllm:request_decode_time_seconds_bucket{{le="+Inf"}} {}
     assert any("where answers are long" in note for note in found.notes) == said
 
 
+def test_the_last_scrape_does_not_count_twice_in_its_second() -> None:
+    scrapes = [(0.0, 3), (0.8, 5), (1.2, 7)]
+    found = attribute(
+        [snapshot("engine", at, f"vllm:num_requests_running {count}\n") for at, count in scrapes],
+        {},
+        Records(),
+        (0, 2),
+    )
+    assert found is not None
+    assert found.series["engine running"] == [(0.0, 3.0), (1.0, 7.0)]
+
+
 def test_nothing_scraped_is_no_attribution() -> None:
     assert attribute([], {}, Records(), (0, 1)) is None
 
 
 def test_a_counter_that_was_reset_is_new() -> None:
-    first = parse_metrics('vllm:x_bucket{le="1"} 90\nvllm:x_bucket{le="+Inf"} 100\n')
-    last = parse_metrics('vllm:x_bucket{le="1"} 5\nvllm:x_bucket{le="+Inf"} 10\n')
-    assert histogram_delta(first, last, "vllm:x") == [(1.0, 5.0), (float("inf"), 10.0)]
+    name = "vllm:request_queue_time_seconds"
+    first = parse_metrics(f'{name}_bucket{{le="1"}} 90\n{name}_bucket{{le="+Inf"}} 100\n')
+    last = parse_metrics(f'{name}_bucket{{le="1"}} 5\n{name}_bucket{{le="+Inf"}} 10\n')
+    assert histogram_delta(first, last, name) == [(1.0, 5.0), (float("inf"), 10.0)]
 
 
 def test_percentiles_of_buckets() -> None:
@@ -340,7 +354,7 @@ def test_percentiles_of_buckets() -> None:
 
 def test_metrics_that_are_none() -> None:
     with pytest.raises(ValueError, match=r".+"):
-        parse_metrics('vllm:x{le="1" 5\n')
+        parse_metrics('vllm:kv_cache_usage_perc{le="1" 5\n')
 
 
 # -- display
