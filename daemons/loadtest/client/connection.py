@@ -88,7 +88,9 @@ class Connection(asyncio.Protocol):
         elif exchange.request.cancel_after and exchange.events >= exchange.request.cancel_after:
             self._end(Outcome.CANCELLED)
         elif exchange.request.bytes_per_second:
-            self._pause(len(data) / exchange.request.bytes_per_second)
+            seconds = len(data) / exchange.request.bytes_per_second
+            exchange.touched += seconds  # this silence is the client's own, no stall of the server
+            self._pause(seconds)
 
     def _pause(self, seconds: float) -> None:
         transport = self._transport

@@ -218,7 +218,7 @@ class Generator:
         self._tokens += (
             record.prompt_tokens + record.output_tokens if known else exchange.request.planned_tokens
         )
-        self._watch_for_death(outcome, now)
+        self._watch_for_death(outcome, exchange, now)
         failed = outcome not in {Outcome.OK, Outcome.CANCELLED}
         pause = 0.0
         if isinstance(self._plan.load, Closed):
@@ -241,7 +241,11 @@ class Generator:
             text = text.replace(secret, "***")
         return text
 
-    def _watch_for_death(self, outcome: Outcome, now: float) -> None:
+    def _watch_for_death(self, outcome: Outcome, exchange: Exchange, now: float) -> None:
+        if (
+            exchange.touched > exchange.sent
+        ):  # an answer that takes too long is a sign of life for as long as it comes
+            self._alive_at = max(self._alive_at, min(exchange.touched, now))
         if outcome not in DEAD:
             self._alive_at = now
             self._dead_in_row = 0

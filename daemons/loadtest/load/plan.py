@@ -277,6 +277,13 @@ class Plan(_Part):
                 raise ValueError(f"objective {str(objective)!r}: there is no prompt type {objective.type!r}")
         return self
 
+    @model_validator(mode="after")
+    def _something_left(self) -> "Plan":
+        planned = self.sending_seconds
+        if self.warmup is not None and planned is not None and self.warmup >= planned:
+            raise ValueError(f"warmup ({self.warmup:g} s) leaves nothing of the {planned:g} s of the run")
+        return self
+
     @property
     def stationary(self) -> bool:
         """Whether the load is the same throughout, so that a steady state can be expected."""

@@ -16,6 +16,8 @@ Window = tuple[float, float]
 Blocked = Mapping[str, Sequence[Histogram]]
 """By metric, its values in consecutive blocks of the window."""
 _NO_BLOCKS: Blocked = {}
+_TOO_SLOW = ("abandoned", "timeout", "stall")
+"""Outcomes of requests that have no latency only because theirs was too long to be measured."""
 Part = tuple[Literal["all", "type", "key", "step"], str]
 """Kind and name of a group."""
 
@@ -177,8 +179,8 @@ def make_check(objective: Objective, groups: Sequence[Group]) -> Check:
 
 
 def _hidden(objective: Objective, group: Group | None) -> bool:
-    """Whether so many requests never ended that the percentile asked for lies among them."""
-    lost = group.outcomes.get("abandoned", 0) if group is not None else 0
+    """Whether so many requests were too slow to be measured that the percentile asked for lies among them."""
+    lost = sum(group.outcomes.get(name, 0) for name in _TOO_SLOW) if group is not None else 0
     if group is None or objective.percentile is None or not lost:
         return False
     return lost > (group.ok + lost) * (1 - objective.percentile / 100)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.loadtest.conftest import Run, command, environment
-from tests.integration.loadtest.scripted import DONE, EVENTS, USAGE, Scripted, plain, stream
+from tests.integration.loadtest.scripted import DONE, EVENTS, USAGE, Scripted, event, plain, stream
 from tests.support.mock_engine import MockEngine
 
 SECRET = "sk-test-key"
@@ -119,6 +119,25 @@ def test_the_secret_is_in_no_argument_and_no_environment_of_the_generator(tmp_pa
     assert of
     assert b"daemons.loadtest.client" in seen
     assert b"sk-from-a-file" not in seen
+
+
+def test_a_slow_reader_is_no_stall_of_the_target(run: Run, tmp_path: Path) -> None:
+    """What it reads at once it takes two seconds for, and asks for no more meanwhile."""
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "timeouts: {stall: 0.5}\nmix: [{name: slow, slow_reader: {fraction: 1, bytes_per_second: 1000}}]\n"
+    )
+    long = event({"choices": [{"delta": {"content": "a" * 2000}}]})
+    whole = stream(long + EVENTS + USAGE + DONE)
+
+    def in_two(connection: socket.socket) -> None:
+        connection.sendall(whole[:2000])
+        server.wait(0.3)
+        connection.sendall(whole[2000:])
+
+    with Scripted(in_two) as server:
+        done = run(server.url, "--plan", str(plan), "--concurrency", "1", "--requests", "1")
+    assert done.result.overall.outcomes == {"ok": 1}
 
 
 def test_answers_without_usage_are_said(run: Run) -> None:

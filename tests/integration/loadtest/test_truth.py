@@ -120,6 +120,14 @@ def test_a_timeout_is_no_stall(run: Run) -> None:
     assert done.status == 4
 
 
+def test_answers_that_take_too_long_while_they_come_are_no_dead_target(run: Run) -> None:
+    options = ("--output-tokens", "2000", "--prompt-tokens", "9", "--concurrency", "8", "--duration", "5s")
+    with MockEngine(first_us=1000, token_us=50_000) as engine:
+        done = run(engine.url, "--timeout", "500ms", *options)
+    assert done.result.overall.outcomes == {"timeout": done.result.overall.requests}
+    assert done.result.stopped_by == "complete"
+
+
 def test_clients_that_leave_and_clients_that_read_slowly(run: Run, tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(

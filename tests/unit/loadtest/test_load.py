@@ -276,6 +276,8 @@ def test_short_forms_of_lengths() -> None:
         {"load": {"shape": "poisson", "rate": float("inf")}},
         {"mix": [{"name": "a", "stream": False, "cancel": {"fraction": 1}}]},
         {"budget": {"requests": -1}},
+        {"warmup": 60},
+        {"warmup": 5, "load": {"shape": "steps", "steps": [{"rate": 1, "seconds": 5}]}},
     ],
 )
 def test_plans_that_make_no_sense(plan: dict[str, object]) -> None:
