@@ -198,7 +198,8 @@ def _engine(name: str, text: str | None, before: str | None, seconds: float, gpu
 
 
 def _keys(page: _Series, at: float, before: Pages | None) -> tuple[Key, ...]:
-    earlier, seconds = _Series(before.gateway if before else None), at - before.at if before else 0.0
+    told = before is not None and before.gateway is not None
+    earlier, seconds = _Series(before.gateway if before else None), at - before.at if before and told else 0.0
     counted = page.all("llm_gateway_tokens_total") + page.all("llm_gateway_key_in_flight")
     keys = [
         Key(

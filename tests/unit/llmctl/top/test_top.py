@@ -85,6 +85,13 @@ def test_a_restarted_engine_has_no_rate() -> None:
     assert read(pages(12.0, 10), pages(10.0, 500)).engines[0].tokens_per_second is None
 
 
+def test_keys_have_no_rate_after_a_silence_of_the_gateway() -> None:
+    """All that was ever counted is not what came since."""
+    silent = Pages(10.0, EXPORTER, None, {})
+    reading = read(pages(12.0, 700), pages(11.0, 690), silent)
+    assert {key.tokens_per_second for key in reading.keys} == {None}
+
+
 def test_eighty_columns() -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(screen(read(pages(12.0, 700), pages(10.0, 500)), live=True))
