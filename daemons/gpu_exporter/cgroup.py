@@ -9,8 +9,11 @@ NO_UNIT = "none"
 """The process is in no unit, as on a machine without systemd."""
 
 _UNIT = re.compile(r"^.+\.(service|scope)$")
-_RANDOM = re.compile(
-    r"^(?P<stem>[A-Za-z0-9_.@]+?)-(r?[0-9a-f]{12,}|[0-9]+|[rpu][0-9a-f-]+)\.(?P<kind>service|scope)$"
+_RANDOM = (
+    # systemd-run, and what else asks systemd for a transient unit
+    re.compile(r"^(?P<stem>run)-[rpui0-9a-f-]+\.(?P<kind>service|scope)$"),
+    # containers and sessions: always scopes, while a service with a number is one of an operator's several
+    re.compile(r"^(?P<stem>[A-Za-z0-9_.@-]+?)-([0-9a-f]{12,}|[0-9]+)\.(?P<kind>scope)$"),
 )
 
 
@@ -45,5 +48,5 @@ def unit_of_cgroup(text: str) -> str:
 
 
 def _bounded(name: str) -> str:
-    match = _RANDOM.match(name)
+    match = next(filter(None, (pattern.match(name) for pattern in _RANDOM)), None)
     return f"{match['stem']}.{match['kind']}" if match else name
