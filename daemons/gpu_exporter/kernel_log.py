@@ -198,14 +198,13 @@ async def follow(
     while readers:
         reasons = []
         for reader in readers:
-            try:
-                await _follow(reader, since, found, active)
-            except Unreadable as error:
-                reasons.append(str(error))
-            except TimeoutError:
-                reasons.append(f"no end of old messages within {_HISTORY_TIMEOUT:g} s")
+            reason, told = await _follow(reader, since, found, active)
+            reasons.append(reason)
+            if told:
+                # The next log, or this one opened again, is read from its beginning: not twice the same.
+                since = time.time()
         active(False)
-        # A log that is opened again is read from its beginning again.
+        # From now on counts are shown: what is older would look new.
         since = time.time()
         if not complained:
             log.warning("the kernel's log cannot be read: XID errors come from NVML alone", reasons=reasons)
@@ -216,14 +215,23 @@ async def follow(
 
 async def _follow(
     reader: Reader, since: float, found: Callable[[XidEvent], None], active: Callable[[bool], None]
-) -> None:
-    async with (
-        asyncio.timeout(_HISTORY_TIMEOUT) as history,
-        contextlib.aclosing(reader()) as events,  # type: ignore[type-var]
-    ):
-        async for event in events:
-            if event is None:
-                history.reschedule(None)
-                active(True)
-            elif event.at >= since:
-                found(event)
+) -> tuple[str, bool]:
+    """Follow one log; returns why it cannot be read any more, and whether it told anything."""
+    told = False
+    try:
+        async with (
+            asyncio.timeout(_HISTORY_TIMEOUT) as history,
+            contextlib.aclosing(reader()) as events,  # type: ignore[type-var]
+        ):
+            async for event in events:
+                told = True
+                if event is None:
+                    history.reschedule(None)
+                    active(True)
+                elif event.at >= since:
+                    found(event)
+    except Unreadable as error:
+        return str(error), told
+    except TimeoutError:
+        return f"no end of old messages within {_HISTORY_TIMEOUT:g} s", told
+    return "it ended", told

@@ -192,7 +192,7 @@ class Nvml:
             raise GpuGone("no_uuid")
         gpu.name = gpu.ask(pynvml.nvmlDeviceGetName) or ""
         pci = gpu.ask(pynvml.nvmlDeviceGetPciInfo)
-        gpu.pci = _pci_address(pci.busId) if pci is not None else ""
+        gpu.pci = pci_address(pci.busId) if pci is not None else ""
         gpu.errors.clear()
         return gpu
 
@@ -225,5 +225,6 @@ def _optional(call: Callable[[], T]) -> T | None:
         return None
 
 
-def _pci_address(text: str | bytes) -> str:
+def pci_address(text: str | bytes) -> str:
+    """A bus id of NVML as it stands in `GpuStatus`."""
     return (text.decode("ascii", "replace") if isinstance(text, bytes) else text).lower()

@@ -75,6 +75,9 @@ class Supervisor:
         try:
             while True:
                 await self._pause(self._resume_at - self._clock())
+                if self._too_many_stuck():
+                    await self._pause(_LAST_BACKOFF)
+                    continue
                 useful, ending = await self._one_worker()
                 self._events.ended(ending)
                 backoff = _FIRST_BACKOFF if useful else min(backoff * 2, _LAST_BACKOFF)
@@ -98,10 +101,7 @@ class Supervisor:
 
     async def _one_worker(self) -> tuple[bool, Ending]:
         """Run a worker to its end; returns whether NVML answered it, and why it ended."""
-        self._reap()
         self._useful = False
-        if len(self._stuck) >= MAX_ABANDONED:
-            return False, Ending.HUNG
         ending = await self._ending()
         await self._end(gently=ending is not Ending.HUNG)
         return self._useful, self._requested or ending
@@ -147,11 +147,12 @@ class Supervisor:
             self._events.abandoned(len(self._stuck))
         self._step()
 
-    def _reap(self) -> None:
+    def _too_many_stuck(self) -> bool:
         alive = [worker for worker in self._stuck if not worker.gone()]
         if len(alive) != len(self._stuck):
             self._stuck = alive
             self._events.abandoned(len(alive))
+        return len(alive) >= MAX_ABANDONED
 
     async def _pause(self, seconds: float) -> None:
         """Wait, in steps short enough for the watchdog; a release during it makes it no shorter."""

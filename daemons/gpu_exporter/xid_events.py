@@ -7,7 +7,7 @@ from typing import Any
 
 import pynvml
 
-from daemons.gpu_exporter.nvml import Gpu
+from daemons.gpu_exporter.nvml import Gpu, pci_address
 from daemons.gpu_exporter.snapshot import XidEvent
 
 _MAX_PER_ROUND = 256
@@ -42,14 +42,13 @@ class XidEvents:
         for _ in range(_MAX_PER_ROUND if self._set is not None else 0):
             try:
                 event = pynvml.nvmlEventSetWait_v2(self._set, 0)
-                pci = pynvml.nvmlDeviceGetPciInfo(event.device).busId
             except pynvml.NVMLError as error:
                 if error.value not in _ENDED:
                     self.watching = False
                 return
-            if event.eventType & pynvml.nvmlEventTypeXidCriticalError:
-                address = (pci.decode() if isinstance(pci, bytes) else pci).lower()
-                yield XidEvent(at=time.time(), pci=address, xid=int(event.eventData))
+            pci = _pci(event.device)
+            if pci is not None and event.eventType & pynvml.nvmlEventTypeXidCriticalError:
+                yield XidEvent(at=time.time(), pci=pci, xid=int(event.eventData))
 
     def close(self) -> None:
         """Free the set; never raises."""
@@ -57,3 +56,11 @@ class XidEvents:
             with contextlib.suppress(pynvml.NVMLError):
                 pynvml.nvmlEventSetFree(self._set)
             self._set = None
+
+
+def _pci(handle: Any) -> str | None:
+    """The address of a GPU; None when it does not even tell that, as one that fell off the bus."""
+    try:
+        return pci_address(pynvml.nvmlDeviceGetPciInfo(handle).busId)
+    except pynvml.NVMLError:
+        return None

@@ -143,6 +143,28 @@ async def test_falls_back_to_the_next_log(tmp_path: Path) -> None:
     assert heard == [79, True], "what happened before is told first"
 
 
+async def test_a_second_log_does_not_tell_again_what_the_first_one_told() -> None:
+    heard: list[int | bool] = []
+    done = asyncio.Event()
+
+    async def breaks_off() -> AsyncIterator[XidEvent | None]:
+        yield XidEvent(at=1.0, pci="00000000:3b:00.0", xid=79)
+        yield None
+        raise Unreadable("broken")
+
+    def active(reading: bool) -> None:
+        heard.append(reading)
+        if heard.count(True) == 2:
+            done.set()
+
+    readers = (breaks_off, lambda: read_journal(journal(entry(LOST, "c2"))))
+    task = asyncio.create_task(follow(readers, lambda event: heard.append(event.xid), active))
+    await asyncio.wait_for(done.wait(), 30)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert heard == [79, True, True]
+
+
 async def test_a_log_whose_past_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_log, "_HISTORY_TIMEOUT", 0.01)
     given_up = asyncio.Event()
