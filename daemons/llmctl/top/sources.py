@@ -34,7 +34,7 @@ class Pages:
     """Metrics pages as text; None where nothing answered.
 
     Attributes:
-        at: monotonic time of the fetch.
+        at: monotonic time at which the pages were asked for.
     """
 
     at: float
@@ -88,8 +88,9 @@ async def fetch(session: aiohttp.ClientSession, addresses: Addresses) -> Pages:
     """All pages at once; an address that does not answer costs three seconds and yields None."""
     names = list(addresses.engines)
     urls = [addresses.exporter, addresses.gateway, *(addresses.engines[name] for name in names)]
-    exporter, gateway, *engines = await asyncio.gather(*(_page(session, url) for url in urls))
+    # Before, not after: one address that does not answer must not move the others' time.
     at = asyncio.get_running_loop().time()
+    exporter, gateway, *engines = await asyncio.gather(*(_page(session, url) for url in urls))
     return Pages(at, exporter, gateway, dict(zip(names, engines, strict=True)))
 
 

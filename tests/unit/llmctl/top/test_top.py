@@ -1,6 +1,7 @@
 """``llmctl top``: rates, joins, silence, the terminal."""
 
 import argparse
+import asyncio
 import io
 import json
 import os
@@ -11,12 +12,15 @@ import sys
 import time
 from pathlib import Path
 
+import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from rich.console import Console
 
-from daemons.llmctl.top import add_parser
+from daemons.llmctl.top import add_parser, sources
 from daemons.llmctl.top.readings import read
-from daemons.llmctl.top.sources import Pages, configured
+from daemons.llmctl.top.sources import Addresses, Pages, configured, fetch
 from daemons.llmctl.top.view import screen
 from daemons.runtime.errors import Fatal
 
@@ -90,6 +94,33 @@ def test_keys_have_no_rate_after_a_silence_of_the_gateway() -> None:
     silent = Pages(10.0, EXPORTER, None, {})
     reading = read(pages(12.0, 700), pages(11.0, 690), silent)
     assert {key.tokens_per_second for key in reading.keys} == {None}
+
+
+async def test_one_silent_address_does_not_move_the_time_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the tokens of four seconds would be taken for those of one, once it answers again."""
+    loop = asyncio.get_running_loop()
+    asked: list[float] = []
+
+    async def engine(_: web.Request) -> web.Response:
+        asked.append(loop.time())
+        return web.Response(text="x 1\n")
+
+    async def silent(request: web.Request) -> web.Response:
+        await asyncio.Event().wait()
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/engine", engine)
+    app.router.add_get("/silent", silent)
+    monkeypatch.setattr(sources, "_TIMEOUT", aiohttp.ClientTimeout(total=0.5))
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        address = {name: str(server.make_url(f"/{name}")) for name in ("engine", "silent")}
+        found = Addresses(address["silent"], address["silent"], {"a": address["engine"]}, {})
+        pages = await fetch(session, found)
+    assert (pages.exporter, pages.engines) == (None, {"a": "x 1\n"})
+    assert pages.at <= asked[0]
 
 
 def test_eighty_columns() -> None:
