@@ -110,6 +110,7 @@ class _Run:
         elif isinstance(report, Finished):
             measured.stopped_by = report.reason
             measured.sending_ended, measured.ended = report.sending_ended, report.ended
+            measured.used_tokens = report.used_tokens
         elif isinstance(report, Failed):
             raise Fatal(report.message, report.exit_code)
 

@@ -58,6 +58,8 @@ class Finished(msgspec.Struct, tag="finished", kw_only=True):
     sending_ended: float
     """Seconds since the start when the last request was sent."""
     ended: float
+    used_tokens: int
+    """Prompt and output tokens as the budget counted them."""
 
 
 class Failed(msgspec.Struct, tag="failed", kw_only=True):

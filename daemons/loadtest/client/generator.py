@@ -96,7 +96,14 @@ class Generator:
         self._pool.close()
         self._report()
         ended = perf_counter() - self._start
-        self._emit(Finished(reason=self._reason, sending_ended=self._sending_ended, ended=ended))
+        self._emit(
+            Finished(
+                reason=self._reason,
+                sending_ended=self._sending_ended,
+                ended=ended,
+                used_tokens=self._tokens,
+            )
+        )
 
     def drain(self, reason: StopReason = "asked") -> None:
         """Send nothing more; what is in flight may end."""

@@ -25,7 +25,7 @@ def analyse(measured: Measured) -> Result:
     start, warmup, steady, note = steady_state(plan, samples, end)
     kept = [s for s in samples if start <= s.record.intended <= end]
     window = (start, max(end, start + 1e-9))
-    health = _health(measured)
+    health = _health(measured, window)
     invalid = _invalid(plan, health)
     blocks = {metric: blocks_of(kept, metric, window) for metric in _BLOCK_METRICS}
     groups = make_groups(measured, samples, kept, window, blocks)
@@ -37,7 +37,7 @@ def analyse(measured: Measured) -> Result:
         stopped_by=measured.stopped_by,
         seconds=measured.ended,
         sent_requests=sum(not isnan(s.record.sent) for s in samples),
-        used_tokens=sum(max(0, s.record.prompt_tokens) + max(0, s.record.output_tokens) for s in samples),
+        used_tokens=measured.used_tokens,
         window=window,
         warmup=warmup,
         steady=steady,
@@ -55,11 +55,12 @@ def analyse(measured: Measured) -> Result:
     )
 
 
-def _health(measured: Measured) -> GeneratorHealth:
+def _health(measured: Measured, window: tuple[float, float]) -> GeneratorHealth:
     columns = measured.records.columns
     lags = sorted(s - d for s, d in zip(columns["sent"], columns["due"], strict=True) if not isnan(s))
     loop = sorted(measured.loop_lags)
-    gauges = measured.gauges
+    # Of the window: a long wait for the last answers would make a generator at its limit look idle.
+    gauges = [gauge for gauge in measured.gauges if window[0] <= gauge.at <= window[1]]
     spent = gauges[-1].cpu_seconds - gauges[0].cpu_seconds if len(gauges) > 1 else 0.0
     span = gauges[-1].at - gauges[0].at if len(gauges) > 1 else 0.0
     return GeneratorHealth(

@@ -42,14 +42,17 @@ def make_groups(
             inside = [s for s in kept if s.record.key == index]
             groups.append(maker.group(("key", key.name), of_key, inside))
     if isinstance(plan.load, Steps):
-        groups.extend(_steps(plan.load, maker, samples))
+        groups.extend(_steps(plan.load, maker, samples, window[1]))
     return groups
 
 
-def _steps(load: Steps, maker: "_Maker", samples: Sequence[Sample]) -> Iterator[Group]:
+def _steps(load: Steps, maker: "_Maker", samples: Sequence[Sample], over: float) -> Iterator[Group]:
+    """The steps begun before `over`, when the sending ended; it may have cut the last of them short."""
     at = 0.0
     for number, step in enumerate(load.steps, 1):
-        end = at + step.seconds
+        end = min(at + step.seconds, over)
+        if end <= at:
+            return
         inside = [s for s in samples if at <= s.record.intended < end]
         yield maker.over((at, end)).group(("step", f"{number}: {step.rate:g}/s"), samples, inside)
         at = end

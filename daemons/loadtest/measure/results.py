@@ -155,7 +155,7 @@ class GeneratorHealth(msgspec.Struct, kw_only=True):
     dispatch_max: float
     loop_p99: float
     cpu_share: float
-    """Of one core, over the run."""
+    """Of one core, over the window."""
     redialled: int
 
 
@@ -172,7 +172,7 @@ class Result(msgspec.Struct, kw_only=True):
     sent_requests: int = 0
     """Of the whole run, warm-up included."""
     used_tokens: int = 0
-    """Prompt and output tokens of the whole run, as far as the server stated them."""
+    """Prompt and output tokens of the whole run as a budget counts them: estimated where none were stated."""
     window: tuple[float, float]
     """What the figures are of, in seconds from the start."""
     warmup: str

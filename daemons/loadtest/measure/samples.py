@@ -36,6 +36,7 @@ class Measured(msgspec.Struct, kw_only=True):
     stopped_by: str
     sending_ended: float
     ended: float
+    used_tokens: int = 0
     notes: list[str] = []
     """What is to be known about the workload."""
     reasons: dict[str, str] = {}

@@ -283,3 +283,11 @@ def test_the_budget_of_a_search_is_that_of_all_its_runs(run: Run) -> None:
         served = engine.stats()["served"]
     assert served == 100
     assert "the search was ended: requests budget" in done.text
+
+
+def test_the_token_budget_of_a_search_holds_where_no_usage_is_stated(run: Run) -> None:
+    with Scripted(lambda connection: connection.sendall(stream(EVENTS + DONE))) as server:
+        lengths = ("--prompt-tokens", "10", "--output-tokens", "10", "--max-tokens", "600")
+        search = ("--find-capacity", "--objective", "e2e p95 < 5s", "--rate", "20", "--duration", "1s")
+        run(server.url, *search, *lengths)
+        assert server.answered <= 600 / 20

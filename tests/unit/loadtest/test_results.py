@@ -48,20 +48,23 @@ def record(at: float, seconds: float, outcome: Outcome = Outcome.OK, wait: float
 def result_of(
     rows: Sequence[Record], *objectives: str, cpu: float = 0.1, warmup: float | None = 0, seconds: float = 100
 ) -> Result:
-    records = Records()
-    for row in rows:
-        records.add(row, array("f", [(row.last - row.first) / 10] * row.gaps))
     load = Constant(rate=max(1, len(rows)) / seconds)
     plan = Plan.model_validate(
         {"load": load, "duration": seconds, "objectives": objectives, "warmup": warmup}
     )
-    return analyse(
-        Measured(
-            plan=plan, started="2026-01-01", target="http://localhost", model="m", types=["a"],
-            records=records,
-            loop_lags=array("f", [0.001]), gauges=[Gauge(0, 0, 0, 0), Gauge(seconds, 1, 0, cpu * seconds)],
-            stopped_by="complete", sending_ended=seconds, ended=seconds + 1,
-        )
+    return analyse(run_of(rows, plan, cpu, seconds))
+
+
+def run_of(rows: Sequence[Record], plan: Plan, cpu: float = 0.1, seconds: float = 100) -> Measured:
+    records = Records()
+    for row in rows:
+        records.add(row, array("f", [(row.last - row.first) / 10] * row.gaps))
+    return Measured(
+        plan=plan, started="2026-01-01", target="http://localhost", model="m", types=["a"],
+        records=records,
+        loop_lags=array("f", [0.001]),
+        gauges=[Gauge(seconds * n / 10, 1, 0, cpu * seconds * n / 10) for n in range(11)],
+        stopped_by="complete", sending_ended=seconds, ended=seconds + 1,
     )  # fmt: skip
 
 
@@ -110,6 +113,20 @@ def test_a_busy_generator_invalidates() -> None:
     assert not result_of(steady(0.1), cpu=0.97).valid
     late = [msgspec.structs.replace(r, sent=r.sent + 0.05) for r in steady(0.1)]
     assert "sent late" in result_of(late).invalid[0]
+
+
+def test_a_long_wait_for_the_last_answers_does_not_hide_a_busy_generator() -> None:
+    gauges = [Gauge(0, 0, 0, 0), Gauge(50, 9, 0, 48), Gauge(100, 9, 0, 97), Gauge(400, 0, 0, 98)]
+    measured = run_of(steady(0.1), Plan(load=Constant(rate=10), duration=100, warmup=0))
+    assert not analyse(msgspec.structs.replace(measured, gauges=gauges, ended=400)).valid
+
+
+def test_a_step_that_was_cut_short_has_the_rate_of_the_time_it_had() -> None:
+    steps = {"shape": "steps", "steps": [{"rate": rate, "seconds": 10} for rate in (2, 4, 8)]}
+    rows = [record(n / 2, 0.1) for n in range(20)] + [record(10 + n / 4, 0.1) for n in range(20)]
+    measured = run_of(rows, Plan.model_validate({"load": steps, "duration": 15}), seconds=15)
+    found = [(g.name, round(g.offered_rate, 1)) for g in analyse(measured).groups if g.kind == "step"]
+    assert found == [("1: 2/s", 2.0), ("2: 4/s", 4.0)]
 
 
 def test_waiting_for_a_client_is_no_fault_of_the_generator() -> None:
