@@ -1,0 +1,1 @@
+"""Builds the dashboards: ``python -m observability.grafana.build``."""
