@@ -87,6 +87,7 @@ class _Maker:
             requests=len(kept),
             ok=len(ok),
             outcomes=dict(outcomes),
+            answered=sum(s.record.status > 0 for s in kept),
             request_rate=ended / seconds,
             offered_rate=len(kept) / seconds,
             output_token_rate=sum(tokens_within(s.record, start, end) for s in samples) / seconds,

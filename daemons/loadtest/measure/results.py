@@ -7,7 +7,6 @@ import msgspec
 
 SCHEMA = 1
 """Version of the saved form; `compare` refuses another."""
-_SILENT = {"connect_failed", "reset", "timeout", "stall", "abandoned", "cancelled"}
 PERCENTS = (50.0, 90.0, 95.0, 99.0)
 
 
@@ -48,6 +47,8 @@ class Group(msgspec.Struct, kw_only=True):
     requests: int
     ok: int
     outcomes: dict[str, int]
+    answered: int = 0
+    """Requests to which an answer at least began, be it a refusal."""
     request_rate: float
     """Successful requests a second that ended within the window."""
     offered_rate: float = 0
@@ -72,7 +73,7 @@ class Group(msgspec.Struct, kw_only=True):
     @property
     def unanswered(self) -> bool:
         """Whether no request got any answer at all, not even a refusal."""
-        return bool(self.failed) and not self.ok and set(self.outcomes) <= _SILENT
+        return bool(self.failed) and not self.answered
 
     @property
     def error_share(self) -> float:

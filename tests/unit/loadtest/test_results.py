@@ -33,6 +33,8 @@ from daemons.loadtest.report.page import render_page
 from daemons.loadtest.report.svg import line_plot, ticks
 from daemons.loadtest.report.text import capacity_sentence, print_comparison, print_result
 
+SILENT = {Outcome.CONNECT_FAILED, Outcome.RESET, Outcome.TIMEOUT, Outcome.ABANDONED}
+
 
 def record(at: float, seconds: float, outcome: Outcome = Outcome.OK, wait: float = 0.0) -> Record:
     ok = outcome is Outcome.OK
@@ -41,7 +43,7 @@ def record(at: float, seconds: float, outcome: Outcome = Outcome.OK, wait: float
         intended=at, due=sent, sent=sent, first=sent + seconds / 2 if ok else nan, last=end if ok else nan,
         end=end, prompt_tokens=10 if ok else -1, output_tokens=11 if ok else -1, cached_tokens=0,
         gaps=10 if ok else 0,
-        type=0, key=0, status=200, outcome=outcome, slow=0, redialled=0,
+        type=0, key=0, status=0 if outcome in SILENT else 200, outcome=outcome, slow=0, redialled=0,
     )  # fmt: skip
 
 
@@ -182,6 +184,7 @@ def test_requests_that_took_too_long_to_be_measured_count_against_a_percentile(o
         ((Outcome.ABANDONED,), Exit.MISSED),
         ((Outcome.CONNECT_FAILED, Outcome.TIMEOUT), Exit.TARGET_GONE),
         ((Outcome.CONNECT_FAILED, Outcome.OVERLOADED), Exit.MISSED),
+        ((Outcome.STALL,), Exit.MISSED),
     ],
 )
 def test_the_exit_status_of_what_came_back(outcomes: tuple[Outcome, ...], status: Exit) -> None:
