@@ -8,10 +8,12 @@
 --            returns {0, second}, or {account, dimension, limit, seconds to wait}
 --   book     second of the reservation (-1: none), tokens used, change of requests, change of requests in flight
 --   adopt    for each account: requests in flight at this gateway
--- Time is the server's, so that the gateways' clocks do not matter.
+-- Time is the server's, so that the gateways' clocks matter only for the day and month a request counts in.
 
 local WINDOW, GATEWAY_LIVES, KEPT = 60, 15, 34 * 86400
+local PERIODS_KEPT, MONTH_SECONDS = 4, 2629746
 local now = tonumber(redis.call('TIME')[1])
+local today, this_month = math.floor(now / 86400), 1970 * 12 + 1 + math.floor(now / MONTH_SECONDS)
 local action, gateway, reserved = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local day, month = ARGV[4], ARGV[5]
 local FIRST = 6
@@ -40,10 +42,10 @@ local function read(key)
             keep = lives(name)
             if keep then seen.flight = seen.flight + value end
         elseif kind == 'd' then
-            keep = tonumber(name) > tonumber(day) - 4
+            keep = tonumber(name) > today - PERIODS_KEPT
             if name == day then seen.day = value end
         elseif kind == 'm' then
-            keep = tonumber(name) > tonumber(month) - 4
+            keep = tonumber(name) > this_month - PERIODS_KEPT
             if name == month then seen.month = value end
         end
         if not keep then table.insert(seen.stale, fields[i]) end

@@ -6,6 +6,7 @@ server for a moment comes back under a new name with the counts that are true th
 """
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from importlib import resources
@@ -105,7 +106,7 @@ class SharedLimits:
         """Stay known to the server, and come back to it when it was lost."""
         while True:
             try:
-                await (self._call("adopt", []) if self.up else self._adopt())
+                await (self._call("adopt") if self.up else self._adopt())
             except StoreLost as error:
                 self._lost(error)
             except Exception as error:
@@ -134,7 +135,7 @@ class SharedLimits:
         if reservation.address:
             arguments += _limits(self._address_bounds)
         try:
-            answer = await self._call("reserve", [reservation], arguments)
+            answer = await self._call("reserve", reservation, arguments)
         except StoreLost as error:
             self._lost(error)
             raise
@@ -183,23 +184,24 @@ class SharedLimits:
             return
         requests = -1 if cancelled and known else 0 if known or cancelled else 1
         try:
-            await self._call("book", [reservation], [second, used, requests, -1 if in_flight else 0])
+            await self._call("book", reservation, [second, used, requests, -1 if in_flight else 0])
         except StoreLost as error:
             self._lost(error)
 
     async def _adopt(self) -> None:
         """Come back under a new name, with what is in flight here at this moment."""
         self._name = secrets.token_hex(8)
-        opened = list(self._limiter.open.values())
+        # The end of any other one is told to somebody else: what a predecessor counts, say, by itself.
+        opened = [one for one in self._limiter.open.values() if self in one.elsewhere]
         self._counted = {one.number: self._counted.get(one.number, -1) for one in opened}
         flights: dict[str, int] = {}
         for one in opened:
-            for key in self._keys([one])[1:]:
+            for key in self._keys(one)[1:]:
                 flights[key] = flights.get(key, 0) + 1
         self._late = []
         try:
             keys = [f"{self._prefix}:gateways", *flights]
-            await self._server.run(keys, self._arguments("adopt", 0, list(flights.values())))
+            await self._server.run(keys, self._arguments("adopt", None, flights.values()))
             self.up = True
             log.info("limits are shared", in_flight=len(opened))
         finally:
@@ -208,22 +210,24 @@ class SharedLimits:
                 self._start(book)
 
     async def _call(
-        self, action: str, reservations: Sequence[Reservation], more: Iterable[str | int] = ()
+        self, action: str, reservation: Reservation | None = None, more: Iterable[str | int] = ()
     ) -> list[Any]:
-        tokens = reservations[0].tokens if reservations else 0
-        return await self._server.run(self._keys(reservations), self._arguments(action, tokens, more))
+        return await self._server.run(self._keys(reservation), self._arguments(action, reservation, more))
 
-    def _keys(self, reservations: Sequence[Reservation]) -> list[str]:
+    def _keys(self, reservation: Reservation | None) -> list[str]:
         keys = [f"{self._prefix}:gateways"]
-        for one in reservations:
-            keys.append(f"{self._prefix}:key:{one.alias}")
-            if one.address:
-                keys.append(f"{self._prefix}:address:{one.address}")
+        if reservation is not None:
+            keys.append(f"{self._prefix}:key:{reservation.alias}")
+            if reservation.address:
+                keys.append(f"{self._prefix}:address:{reservation.address}")
         return keys
 
-    def _arguments(self, action: str, tokens: int, more: Iterable[str | int]) -> list[str | int]:
-        at = self._limiter.periods()
-        return [action, self._name, tokens, at.day, at.month, *more]
+    def _arguments(
+        self, action: str, reservation: Reservation | None, more: Iterable[str | int]
+    ) -> list[str | int]:
+        # A request that ends after midnight is corrected in the day in which it was reserved.
+        at = reservation.holds[0] if reservation is not None else self._limiter.periods()
+        return [action, self._name, reservation.tokens if reservation else 0, at.day, at.month, *more]
 
     def _lost(self, error: StoreLost) -> None:
         if self.up:
@@ -232,8 +236,11 @@ class SharedLimits:
 
     async def close(self) -> None:
         """Wait for what is being booked, and let go of the server."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_CLOSE_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                # The answer to one may be what another waits for.
+                while booked := {*self._asked.values(), *self._tasks}:
+                    await asyncio.wait(booked)
         await self._server.close()
 
 

@@ -245,6 +245,59 @@ async def test_requests_given_up_at_any_moment_leave_nothing_behind(redis: Redis
         assert len(await let_in(made, bounds, 40)) == 8
 
 
+async def test_what_a_predecessor_has_on_its_way_is_not_counted_for_ever(redis: Redis) -> None:
+    bounds = Bounds(concurrency=3)
+    async with peers(redis) as (old, new):
+        held = await let_in([old], bounds, 2)
+        taken_over = new.limiter.restore(old.limiter.export(), same_boot=True)
+        redis.stop()
+        await until(lambda: not (old.shared.up or new.shared.up))
+        redis.start()
+        await until(lambda: old.shared.up and new.shared.up)
+        for one in (*held, *taken_over.values()):
+            one.settle(1, 1)
+        await until(lambda: not old.shared._tasks)
+        assert len(await let_in([new], bounds, 5)) == 3
+
+
+async def test_a_request_over_midnight_is_settled_in_the_day_of_its_beginning(redis: Redis) -> None:
+    bounds = Bounds(tokens_per_day=100)
+    async with peers(redis) as made:
+        over_midnight = await made[0].ask(bounds, 60)
+        assert over_midnight is not None
+        for peer in made:
+            peer.limiter.wall = lambda: time() + 86400
+        over_midnight.settle(5, 5)
+        await until(lambda: not made[0].shared._tasks)
+        assert await made[1].ask(bounds, 60) is not None
+        assert await made[0].ask(bounds, 60) is None
+
+
+async def test_the_clock_of_one_gateway_takes_nothing_off_the_budget(redis: Redis) -> None:
+    bounds = Bounds(tokens_per_day=100, tokens_per_month=100)
+    async with peers(redis) as made:
+        assert await made[0].ask(bounds, 60) is not None
+        made[1].limiter.wall = lambda: time() + 200 * 86400
+        assert await made[1].ask(bounds, 10) is not None
+        made[1].limiter.wall = time
+        assert await made[1].ask(bounds, 60) is None
+
+
+async def test_what_is_given_up_at_the_very_end_is_still_given_back(redis: Redis) -> None:
+    bounds = Bounds(requests_per_minute=1)
+    async with peers(redis) as (one, other):
+        asking = asyncio.create_task(one.ask(bounds))
+        while not one.shared._asked:
+            await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        for left in list(one.limiter.open.values()):
+            left.cancel()
+        await one.shared.close()
+        assert not one.shared._counted
+        assert await other.ask(bounds) is not None
+
+
 async def test_two_gateways_share_the_limits_of_a_key(tmp_path: Path, redis: Redis) -> None:
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
