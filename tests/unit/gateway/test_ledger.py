@@ -1,6 +1,7 @@
 """The ledger's thread and file: nothing is lost, nothing is counted twice, nothing waits for it."""
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -107,6 +108,24 @@ def test_the_end_writes_everything(path: Path) -> None:
     ledger.close()
     assert len(rows(path)) == 5000
     assert sum(row.requests for row in book.usage(path, by=("key",))) == 5000
+
+
+def test_a_question_given_up_while_it_is_answered_does_not_end_the_ledger(ledger: Ledger, path: Path) -> None:
+    asked, given_up = threading.Event(), threading.Event()
+
+    def question(_: sqlite3.Connection) -> None:
+        asked.set()
+        assert given_up.wait(20)
+
+    future = ledger.ask(question)
+    assert asked.wait(20)
+    future.cancel()
+    given_up.set()
+    one = exchange()
+    ledger.began(one)
+    end(ledger, one)
+    ledger.close()
+    assert len(rows(path)) == 1
 
 
 def test_a_locked_file_delays_and_loses_nothing(ledger: Ledger, path: Path) -> None:

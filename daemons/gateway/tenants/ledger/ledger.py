@@ -40,15 +40,19 @@ class _Question(Generic[T]):
         self.future: Future[T] = Future()
 
     def answer(self, connection: sqlite3.Connection) -> None:
-        if not self.future.done():
+        if self._open():
             try:
                 self.future.set_result(self._question(connection))
             except sqlite3.Error as error:
                 self.future.set_exception(error)
 
     def refuse(self) -> None:
-        if not self.future.done():
+        if self._open():
             self.future.set_exception(sqlite3.OperationalError("the ledger cannot be written at present"))
+
+    def _open(self) -> bool:
+        """Whether somebody waits for an answer, who cannot give up from now on: the ledger would end by it."""
+        return not self.future.done() and self.future.set_running_or_notify_cancel()
 
 
 class Ledger:
