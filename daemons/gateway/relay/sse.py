@@ -168,14 +168,18 @@ class NamedFilter(EventFilter):
     Args:
         ends: names of the events that end an answer.
         content: start of the names of events that carry a piece of the answer.
+        counted: names of the events that tell usage; others may repeat what the client sent under that name.
     """
 
-    __slots__ = ("_content", "_ends", "_pieces", "_usages")
+    __slots__ = ("_content", "_counted", "_ends", "_pieces", "_usages")
 
-    def __init__(self, *, ends: frozenset[bytes], content: tuple[bytes, ...]) -> None:
+    def __init__(
+        self, *, ends: frozenset[bytes], content: tuple[bytes, ...], counted: frozenset[bytes]
+    ) -> None:
         super().__init__()
         self._ends = ends
         self._content = content
+        self._counted = counted
         self._pieces = 0
         self._usages: list[bytes] = []
 
@@ -188,7 +192,7 @@ class NamedFilter(EventFilter):
             self.events += 1
         if name.startswith(self._content):
             self._pieces += 1
-        elif b'"usage":{' in event:
+        elif name in self._counted:
             self._usages = [found.group(1) for found in _ANY_USAGE.finditer(event)][-1:] or self._usages
         if name in self._ends:
             self.complete = self.error is None
@@ -208,9 +212,11 @@ _ANY_USAGE = re.compile(rb'"usage":(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 
 
 def responses_filter() -> NamedFilter:
-    """A filter for ``/v1/responses``."""
+    """A filter for ``/v1/responses``, whose first events repeat the request with its tools' schemas."""
+    ends = frozenset({b"response.completed", b"response.incomplete", b"response.failed"})
     return NamedFilter(
-        ends=frozenset({b"response.completed", b"response.incomplete", b"response.failed"}),
+        ends=ends,
+        counted=ends,
         content=(
             b"response.output_text.delta",
             b"response.reasoning_text.delta",
@@ -221,7 +227,11 @@ def responses_filter() -> NamedFilter:
 
 def messages_filter() -> NamedFilter:
     """A filter for ``/v1/messages``."""
-    return NamedFilter(ends=frozenset({b"message_stop"}), content=(b"content_block_delta",))
+    return NamedFilter(
+        ends=frozenset({b"message_stop"}),
+        content=(b"content_block_delta",),
+        counted=frozenset({b"message_start", b"message_delta"}),
+    )
 
 
 class UsageScan:

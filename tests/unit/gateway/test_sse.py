@@ -106,6 +106,19 @@ def test_a_response_cut_short_is_counted_by_its_pieces() -> None:
     assert made.usage() == TokenCounts(0, 0, 3)
 
 
+def test_a_response_that_repeats_its_tools_is_not_billed_by_their_schemas() -> None:
+    made = sse.responses_filter()
+    tool = b'{"parameters":{"properties":{"usage":{"input_tokens":1,"output_tokens":0}}}}'
+    made.feed(b'event: response.created\ndata: {"response":{"tools":[%b],"usage":null}}\n\n' % tool)
+    made.feed(b'event: response.output_text.delta\ndata: {"delta":"a"}\n\n' * 3)
+    assert made.usage() == TokenCounts(0, 0, 3)
+    made.feed(
+        b'event: response.completed\ndata: {"response":{"tools":[%b],"usage":{"input_tokens":50,'
+        b'"output_tokens":4}}}\n\n' % tool
+    )
+    assert made.usage() == TokenCounts(50, 0, 4)
+
+
 def test_after_an_error_nothing_looks_like_an_end() -> None:
     made = OpenAIFilter(keep_final=False, keep_all=False)
     assert made.feed(_event({"error": {"message": "gone"}}) + b"data: [DONE]\n\n") == b""
