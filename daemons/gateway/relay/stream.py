@@ -118,10 +118,13 @@ class StreamRelay(Relay):
         events = self._filter
         if not (self.first_at and self._chunked and isinstance(events, OpenAIFilter) and events.strips):
             return None
-        self._prefix_size = events.latest.find(_CHOICE) + len(_CHOICE)
-        self._prefix = events.latest[: self._prefix_size]
+        before, choice, _ = events.latest.partition(_CHOICE)
+        if not choice or not before.startswith(b"data: "):
+            return None
+        self._prefix = before + choice
+        self._prefix_size = len(self._prefix)
         self._stripped = events
-        return self._take_event if self._prefix.startswith(b"data: ") else None
+        return self._take_event
 
     def _take_event(self, data: bytes) -> bool:
         """Take a chunk that holds one event of the usual form: begun like the last one, ended by its usage.

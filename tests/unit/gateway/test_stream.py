@@ -127,6 +127,13 @@ def test_whole_chunks_and_pieces_of_any_size_give_the_client_the_same(
             assert relay.usage() == last
 
 
+def test_each_event_without_a_choice_is_left_out() -> None:
+    sent = [START + b'"a"}}],"usage":{"completion_tokens":1}}\n\n']
+    sent += [b'data: {"id":"x","choices":[],"usage":{"completion_tokens":1}}\n\n'] * 3
+    got, _ = relayed([*_chunks([*sent, b"data: [DONE]\n\n"]), b"0\r\n\r\n"])
+    assert got == START + b'"a"}}]}\n\ndata: [DONE]\n\n'
+
+
 @pytest.mark.parametrize("off", [-1, 1, 16])
 def test_a_chunk_of_another_size_than_it_says_ends_the_stream_with_an_error(off: int) -> None:
     told = [{"choices": [{"t": "a"}], "usage": {"completion_tokens": n}} for n in range(3)]
