@@ -51,7 +51,7 @@ class _Question(Generic[T]):
             self.future.set_exception(sqlite3.OperationalError("the ledger cannot be written at present"))
 
     def _open(self) -> bool:
-        """Whether somebody waits for an answer, who cannot give up from now on: the ledger would end by it."""
+        """Whether somebody waits for an answer, and cannot give up from now on: that would end the ledger."""
         return not self.future.done() and self.future.set_running_or_notify_cancel()
 
 
