@@ -203,6 +203,9 @@ class Inference:
                 chunked=chunked,
             )
         client.relay = exchange.relay = relay
+        if client.paused_at:
+            # The answer before is not read yet.
+            relay.client_paused()
         return relay
 
     def _request_head(self, request: BaseRequest, endpoint: Endpoint, exchange: Exchange) -> bytes:

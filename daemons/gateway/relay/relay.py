@@ -151,6 +151,8 @@ class Relay:
         self.first_at = self.last_at = 0.0
         self._done = self._loop.create_future()
         connection.send(request, self)
+        if self.paused:
+            connection.transport.pause_reading()
         return self._done
 
     def fail(self, code: ErrorCode, detail: str) -> None:

@@ -167,6 +167,8 @@ class EngineConnection(asyncio.Protocol):
             return
         self.used += 1
         if self._keep_alive:
+            # The last piece may have been more than its client could take.
+            self.transport.resume_reading()
             self._home.release(self)
         else:
             self.transport.close()

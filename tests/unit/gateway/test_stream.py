@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from daemons.gateway.errors import ErrorCode
 from daemons.gateway.metrics import Series
 from daemons.gateway.relay.http1 import ChunkedBody
-from daemons.gateway.relay.relay import Patience
+from daemons.gateway.relay.relay import Patience, Relay
 from daemons.gateway.relay.sse import EventFilter, OpenAIFilter, TokenCounts
 from daemons.gateway.relay.stream import StreamRelay
 from daemons.gateway.relay.upstream import EngineConnection
@@ -28,8 +28,16 @@ class _Transport:
         self.written: list[bytes] = []
         self.write = self.written.append
 
+        self.reads = True
+
     def abort(self) -> None:
         """Nothing to cut."""
+
+    def pause_reading(self) -> None:
+        self.reads = False
+
+    def resume_reading(self) -> None:
+        self.reads = True
 
 
 class _Client:
@@ -79,6 +87,45 @@ def relayed(
         return body.feed(written.partition(b"\r\n\r\n")[2]), relay
 
     return asyncio.run(run())
+
+
+def plain(client: _Client) -> Relay:
+    """A relay of an answer that is no stream."""
+    loop = asyncio.get_running_loop()
+    return Relay(client, loop, fields=b"", patience=PATIENCE, observer=Series(), chunked=True)
+
+
+async def test_a_client_that_cannot_take_the_last_piece_stops_nobody_elses_answer() -> None:
+    client, engine = _Client(), _Transport()
+    relay = plain(client)
+    connection = EngineConnection(_Home())
+    connection.connection_made(cast("asyncio.Transport", engine))
+    paused_while_sending: list[bool] = []
+
+    def write(_: bytes) -> None:
+        relay.client_paused()
+        paused_while_sending.append(not engine.reads)
+
+    client.sent.write = write
+    relay.begin(connection, b"")
+    body = b"x" * 300_000
+    connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body[:1000])
+    connection.data_received(body[1000:])
+    assert paused_while_sending[0]
+    assert relay.answered
+    assert engine.reads
+
+
+async def test_an_answer_to_a_client_that_has_the_one_before_to_read_waits() -> None:
+    client, engine = _Client(), _Transport()
+    relay = plain(client)
+    relay.client_paused()
+    connection = EngineConnection(_Home())
+    connection.connection_made(cast("asyncio.Transport", engine))
+    relay.begin(connection, b"")
+    assert not engine.reads
+    relay.client_resumed()
+    assert engine.reads
 
 
 FLAT = '{"prompt_tokens":9,"total_tokens":10,"completion_tokens":%(n)d}'
