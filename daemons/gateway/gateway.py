@@ -248,7 +248,7 @@ class Gateway(Daemon):
             self._admission.pump(model, now)
 
     async def _sweep(self) -> None:
-        """End what takes too long; runs often enough for the shortest timeout."""
+        """End what takes too long, and let in who waits; runs often enough for the shortest timeout."""
         t = self._settings.timeouts
         shortest = min(t.between_chunks, t.stalled_reader, t.keep_alive, t.total)
         interval = min(1.0, max(0.02, shortest / 4))
@@ -260,6 +260,9 @@ class Gateway(Daemon):
             for engine in self.pool.engines:
                 for relay in list(engine.relays):
                     relay.check(now)
+            # A place may be there without an event: a retry has left it, or an engine has rested.
+            for model in self.pool.models:
+                self._admission.pump(model, now)
 
 
 def require_tracing(settings: TracingSettings) -> "type[Tracing] | None":

@@ -167,6 +167,38 @@ async def test_a_lost_engine_is_replaced_before_the_first_byte(tmp_path: Path) -
         assert _idle(running)
 
 
+async def test_a_place_that_a_retry_leaves_is_given_to_who_waits(tmp_path: Path) -> None:
+    x_waits, all_seen = asyncio.Event(), asyncio.Event()
+
+    async def busy_with_m(call: Call) -> None:
+        if call.json["model"] == "x":
+            await answer_chat(call)
+            return
+        await x_waits.wait()
+        await call.send_json({}, 503)
+
+    async def slow(call: Call) -> None:
+        await all_seen.wait()
+        await answer_chat(call)
+
+    async with FakeEngine(busy_with_m) as one, FakeEngine(slow) as two:
+        engines = [
+            {"name": "one", "url": one.url, "models": ["m", "x"], "max_in_flight": 1},
+            {"name": "two", "url": two.url, "models": ["m"], "max_in_flight": 2},
+        ]
+        async with gateway(tmp_path, one.url, engines=engines) as running:
+            pool = running.gateway.pool
+            held = [asyncio.create_task(running.chat()) for _ in range(2)]
+            await _until(lambda: all(engine.in_flight == 1 for engine in pool.engines))
+            waiting = asyncio.create_task(running.chat(model="x"))
+            await _until(lambda: running.gateway._admission.waiting("x")["default"] == 1)
+            x_waits.set()
+            assert (await waiting).status == 200
+            assert pool.engines[1].in_flight == 2
+            all_seen.set()
+            assert [response.status for response in await asyncio.gather(*held)] == [200, 200]
+
+
 async def test_a_busy_engine_is_replaced_and_two_busy_ones_are_told(tmp_path: Path) -> None:
     async def busy(call: Call) -> None:
         await call.send_json({"error": {"message": "The engine is currently busy"}}, 503)
