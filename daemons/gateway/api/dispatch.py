@@ -7,7 +7,7 @@ import structlog
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
-from daemons.gateway.api.accept import request_id
+from daemons.gateway.api.accept import check_framing, request_id
 from daemons.gateway.api.cors import Cors
 from daemons.gateway.api.endpoints import ENDPOINTS, Endpoint
 from daemons.gateway.api.forms import ANTHROPIC, OPENAI, Form
@@ -71,6 +71,7 @@ class Dispatch:
                 answer = await self._inference(request, endpoint, name)
                 self._metrics.http_responses.add(_GOOD)
                 return answer
+            check_framing(request.headers)
             preflight = self._cors.preflight(request)
             if preflight is not None:
                 return preflight

@@ -51,6 +51,17 @@ async def test_what_could_be_read_twice_is_refused(tmp_path: Path, framing: byte
         assert not engine.calls
 
 
+@pytest.mark.parametrize("line", ["GET /health", "GET /v1/models", "POST /nothing", "OPTIONS /health"])
+async def test_where_no_body_is_read_its_framing_is_looked_at_too(tmp_path: Path, line: str) -> None:
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+        chunked = b"Host: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"
+        smuggled = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+        raw = await running.raw(f"{line} HTTP/1.1\r\n".encode() + chunked + smuggled)
+        assert raw.count(b"HTTP/1.1 ") == 1
+        status, error = _answer(raw)
+        assert (status, error["code"]) == (400, "invalid_http")
+
+
 async def test_chunk_extensions_are_ignored_and_bodies_framed_anew(tmp_path: Path) -> None:
     async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
         chunked = b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
