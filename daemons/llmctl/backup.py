@@ -10,6 +10,7 @@ import sqlite3
 import tarfile
 import tempfile
 import time
+import zlib
 from contextlib import closing
 from pathlib import Path, PurePosixPath
 
@@ -106,17 +107,19 @@ def run_restore(args: argparse.Namespace) -> int:
     """Put a backup in place.
 
     Raises:
-        Fatal: it is none, or something is there already; nothing was changed.
+        Fatal: it is none that this release can use, or something is there already, and nothing was changed;
+            or what is here cannot be written.
     """
     config = gateway_files.load(args)
     with tempfile.TemporaryDirectory(prefix="llm-restore-") as name:
         folder = Path(name)
         _unpack(args.file, folder)
         keys = [settings.load(path, KeySettings) for path in sorted((folder / _KEYS).glob("*.yaml"))]
+        _check_ledger(args.file, folder / _LEDGER)
         if not args.replace:
             _refuse_to_replace(config)
-        _restore_keys(config.keys, keys)
         rows = _restore_ledger(folder / _LEDGER, config.ledger)
+        _restore_keys(config.keys, keys)
     print(f"{len(keys)} keys and {rows} requests are in place")
     return 0
 
@@ -136,10 +139,21 @@ def _unpack(source: Path, folder: Path) -> None:
                 if content is not None and (is_key or member.name == _LEDGER):
                     with content, (folder / path).open("xb") as out:
                         shutil.copyfileobj(content, out)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise Fatal(f"{source} is no backup of llmctl: {error}") from None
     except OSError as error:
         raise Fatal(describe_os_error(error, f"read {source}")) from None
+
+
+def _check_ledger(source: Path, ledger: Path) -> None:
+    if ledger.exists():
+        try:
+            with closing(book.connect(ledger, readonly=True)) as connection:
+                (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+                if found != "ok":
+                    raise sqlite3.DatabaseError(found)
+        except sqlite3.Error as error:
+            raise Fatal(f"the ledger in {source} cannot be used: {error}") from None
 
 
 def _refuse_to_replace(config: GatewaySettings) -> None:

@@ -148,6 +148,41 @@ def test_what_is_no_backup_is_refused(
     assert not (tmp_path.parent / "escape.yaml").exists()
 
 
+@pytest.mark.parametrize("how", ["nonsense", "of a later release", "cut short", "damaged"])
+def test_a_backup_that_cannot_be_used_changes_nothing(
+    config: Path, tmp_path: Path, how: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, file = config.parent / "ledger.db", tmp_path / "backup.tar.gz"
+    main(["keys", "add", "team-a", "--config", str(config)])
+    fill(path, row("team-a"))
+    if how == "of a later release":
+        with closing(sqlite3.connect(path)) as ledger:
+            ledger.execute(f"PRAGMA user_version = {book.VERSION + 1}")
+    elif how == "nonsense":
+        path.write_bytes(b"nonsense" * 1000)
+    with tarfile.open(file, "w:gz") as archive:
+        manifest = tmp_path / "manifest.json"
+        manifest.write_text("{}")
+        archive.add(manifest, "manifest.json")
+        archive.add(path, "ledger.db")
+    whole = file.read_bytes()
+    if how == "cut short":
+        file.write_bytes(whole[: len(whole) // 2])
+    elif how == "damaged":
+        middle = len(whole) // 2
+        file.write_bytes(
+            whole[:middle] + bytes(b ^ 0xFF for b in whole[middle : middle + 40]) + whole[middle + 40 :]
+        )
+    other = host(tmp_path / "b")
+    main(["keys", "add", "team-b", "--config", str(other)])
+    fill(other.parent / "ledger.db", row("team-b"))
+    capfd.readouterr()
+    assert ctl(other, "restore", "--replace", str(file)) == 1
+    assert str(file) in capfd.readouterr().err
+    assert [p.name for p in (other.parent / "keys.d").iterdir()] == ["team-b.yaml"]
+    assert [r.key for r in book.usage(other.parent / "ledger.db", by=("key",))] == ["team-b"]
+
+
 def test_a_backup_without_a_ledger_has_the_keys(config: Path, tmp_path: Path) -> None:
     main(["keys", "add", "team-a", "--config", str(config)])
     assert ctl(config, "backup", str(tmp_path / "x.tar.gz")) == 0
