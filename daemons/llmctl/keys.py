@@ -5,6 +5,7 @@ import datetime as dt
 import json
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -147,8 +148,8 @@ def run_rotate(args: argparse.Namespace) -> int:
     """
     files, secret, now = _files(args), new_secret(), dt.datetime.now(dt.UTC)
     path, key = files.get(args.name)
-    files.write(path, rotated(key, secret, args.keep, now))
     _warn_if_managed(args.name, path)
+    files.write(path, rotated(key, secret, args.keep, now))
     until = (
         f"the former one works until {_time(args.keep)}" if args.keep > now else "the former one has ended"
     )
@@ -256,8 +257,8 @@ def _described(key: KeySettings, now: dt.datetime) -> dict[str, Any]:
 def _set_disabled(args: argparse.Namespace, disabled: bool) -> int:
     files = _files(args)
     path, key = files.get(args.name)
-    files.write(path, key.model_copy(update={"disabled": disabled}))
     _warn_if_managed(args.name, path)
+    files.write(path, key.model_copy(update={"disabled": disabled}))
     state = "disabled" if disabled else "enabled"
     _say(args, {"name": args.name, "disabled": disabled}, f"{args.name} is {state}")
     return 0
@@ -267,8 +268,8 @@ def _files(args: argparse.Namespace) -> KeyFiles:
     return KeyFiles(gateway_files.load(args).keys)
 
 
-def _warn_if_managed(name: str, path: Any) -> None:
-    if path.exists() and is_managed(path):
+def _warn_if_managed(name: str, path: Path) -> None:
+    if is_managed(path):
         print(
             f"llmctl: {name} comes from the inventory, and the next deployment writes it anew: "
             "change llm_keys there too",

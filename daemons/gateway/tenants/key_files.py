@@ -115,12 +115,15 @@ class KeyFiles:
         # The gateway looks at .yaml files only, and never at hidden ones.
         half = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            group = (path if path.exists() else self._folder).stat().st_gid
+            there = path.exists()
+            group = (path if there else self._folder).stat().st_gid
+            # The next deployment goes on to find its files by that line.
+            mark = f"{_first_line(path)}\n" if there and is_managed(path) else ""
             with half.open("x", encoding="utf-8") as file:
                 os.fchmod(file.fileno(), _MODE)
                 with contextlib.suppress(PermissionError):
                     os.fchown(file.fileno(), -1, group)
-                file.write(text)
+                file.write(mark + text)
                 file.flush()
                 os.fsync(file.fileno())
             half.replace(path)
@@ -142,8 +145,12 @@ class KeyFiles:
 
 def is_managed(path: Path) -> bool:
     """Whether the next deployment writes this file anew."""
+    return _first_line(path).startswith(_MANAGED)
+
+
+def _first_line(path: Path) -> str:
     with path.open(encoding="utf-8", errors="replace") as file:
-        return file.readline().startswith(_MANAGED)
+        return file.readline().rstrip("\n")
 
 
 def _plain(secret: str | SecretSettings) -> object:

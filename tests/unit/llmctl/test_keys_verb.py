@@ -153,9 +153,15 @@ def test_a_key_of_the_inventory_is_changed_with_a_warning(
     keys("add", "team-a")
     path = config.parent / "keys.d" / "team-a.yaml"
     path.write_text("# Written by Ansible; change the inventory instead.\n" + path.read_text())
-    capfd.readouterr()
-    assert keys("disable", "team-a") == 0
+    for action in ("disable", "enable", "rotate", "disable"):
+        capfd.readouterr()
+        assert keys(action, "team-a") == 0
+        assert "comes from the inventory" in capfd.readouterr().err
+        # By this line the deployment finds what has left the inventory.
+        assert path.read_text().startswith("# Written by Ansible")
     assert yaml.safe_load(path.read_text())["disabled"] is True
+    assert keys("remove", "team-a") == 0
+    assert "comes from the inventory" in capfd.readouterr().err
 
 
 def test_a_folder_that_cannot_be_read_is_said(
