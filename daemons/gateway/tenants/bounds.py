@@ -49,6 +49,6 @@ class SharedLimitsSettings(Settings):
     def _usable(cls, value: str) -> str:
         if not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("expected redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH")
-        if "@" in value:
+        if "@" in value or "password=" in value:
             raise ValueError("expected no password here: it is the credential redis-password")
         return value

@@ -324,5 +324,7 @@ async def test_two_gateways_share_the_limits_of_a_key(tmp_path: Path, redis: Red
 def test_a_password_in_the_settings_is_refused() -> None:
     with pytest.raises(ValueError, match="credential redis-password"):
         SharedLimitsSettings(url="redis://:secret@host:6379/0")
+    with pytest.raises(ValueError, match="credential redis-password"):
+        SharedLimitsSettings(url="unix:///run/redis.sock?password=secret")
     with pytest.raises(ValueError, match="expected redis://"):
         SharedLimitsSettings(url="http://host")
