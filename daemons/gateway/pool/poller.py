@@ -109,7 +109,7 @@ class Poller:
             async with session.get(f"{self._base()}/state", params=view.to_query()) as response:
                 if response.status != 200:
                     return None
-                return decode_report(await response.content.read(_MAX_REPORT))
+                return decode_report(await _whole(response.content))
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if isinstance(error, TimeoutError):
                 raise
@@ -125,3 +125,12 @@ class Poller:
             if isinstance(error, TimeoutError):
                 raise
             return EngineReport(state=EngineState.STOPPED, reason="cannot be reached")
+
+
+async def _whole(content: aiohttp.StreamReader) -> bytes:
+    report = b""
+    async for piece in content.iter_any():
+        report += piece
+        if len(report) > _MAX_REPORT:
+            raise ValueError("an oversized report")
+    return report

@@ -3,7 +3,18 @@
 from grafana_foundation_sdk.builders import dashboard as builders
 
 from observability.grafana.build.frame import dashboard
-from observability.grafana.build.kit import BLUE, GREEN, ORANGE, RED, Panel, Query, percentiles, rising, series, states
+from observability.grafana.build.kit import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    RED,
+    Panel,
+    Query,
+    percentiles,
+    rising,
+    series,
+    states,
+)
 from observability.grafana.build.thresholds import threshold
 
 _WHERE = 'host=~"$host", engine=~"$engine"'
@@ -70,7 +81,12 @@ def _state() -> list[Panel]:
             "Duration of the last start",
             "From the command to the last warm-up answer, by phase (llm_engine_startup_phase_seconds).",
             "s",
-            [Query(f"sum by (engine, phase) (llm_engine_startup_phase_seconds{{{_WHERE}}})", "{{engine}} {{phase}}")],
+            [
+                Query(
+                    f"sum by (engine, phase) (llm_engine_startup_phase_seconds{{{_WHERE}}})",
+                    "{{engine}} {{phase}}",
+                )
+            ],
             stacked=True,
         ),
     ]

@@ -17,7 +17,9 @@ _VARIABLES = {
 }
 
 _RESTARTS = "sum by (host, engine, cause) (increase(llm_engine_restarts_total[$__rate_interval])) > 0"
-_DEPLOYMENTS = "count by (job, version) (llm_build_info) unless count by (job, version) (llm_build_info offset 5m)"
+_DEPLOYMENTS = (
+    "count by (job, version) (llm_build_info) unless count by (job, version) (llm_build_info offset 5m)"
+)
 _ALERTS = 'sum by (alertname, severity, host, model, engine) (ALERTS{alertstate="firing"})'
 
 
@@ -83,6 +85,4 @@ def _variable(name: str) -> builders.QueryVariable:
 
 
 def _annotation(name: str, color: str, expr: str) -> builders.AnnotationQuery:
-    return (
-        builders.AnnotationQuery().name(name).datasource(SOURCE).enable(True).icon_color(color).expr(expr)
-    )
+    return builders.AnnotationQuery().name(name).datasource(SOURCE).enable(True).icon_color(color).expr(expr)

@@ -228,11 +228,7 @@ def _links() -> list[Panel]:
             "PCIe replays",
             "Packets sent again because of errors on the link, a second (gpu_pcie_replays_total).",
             "cps",
-            [
-                Query(
-                    f"sum by (host, gpu) (rate(gpu_pcie_replays_total{{{_WHERE}}}[$__rate_interval]))", _GPU
-                )
-            ],
+            [Query(f"sum by (host, gpu) (rate(gpu_pcie_replays_total{{{_WHERE}}}[$__rate_interval]))", _GPU)],
             steps=rising(1),
         ),
     ]

@@ -16,7 +16,12 @@ def build() -> builders.Dashboard:
         "LLM: host",
         "Processor, memory, disks and network of the hosts, their units, and Prometheus itself.",
         ("host",),
-        (("Load", _load()), ("Disks and network", _disks()), ("Service", _service()), ("Monitoring", _monitoring())),
+        (
+            ("Load", _load()),
+            ("Disks and network", _disks()),
+            ("Service", _service()),
+            ("Monitoring", _monitoring()),
+        ),
     )
 
 
@@ -71,7 +76,10 @@ def _disks() -> list[Panel]:
             "Disk used",
             "Share of each file system in use (llm:filesystem_free:ratio).",
             "percentunit",
-            Query(f"max by (host, mountpoint) (1 - llm:filesystem_free:ratio{{{_WHERE}}})", "{{host}} {{mountpoint}}"),
+            Query(
+                f"max by (host, mountpoint) (1 - llm:filesystem_free:ratio{{{_WHERE}}})",
+                "{{host}} {{mountpoint}}",
+            ),
             steps=rising(0.7, 1 - free),
             most=1,
         ),
@@ -80,7 +88,10 @@ def _disks() -> list[Panel]:
             "Bytes read and written a second (node_disk_read_bytes_total, node_disk_written_bytes_total).",
             "Bps",
             [
-                Query(f"sum by (host) (rate(node_disk_read_bytes_total{{{_WHERE}}}[$__rate_interval]))", "{{host}} read"),
+                Query(
+                    f"sum by (host) (rate(node_disk_read_bytes_total{{{_WHERE}}}[$__rate_interval]))",
+                    "{{host}} read",
+                ),
                 Query(
                     f"sum by (host) (rate(node_disk_written_bytes_total{{{_WHERE}}}[$__rate_interval]))",
                     "{{host}} written",

@@ -4,7 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from grafana_foundation_sdk.builders import bargauge, common, prometheus, stat, statetimeline, table, timeseries
+from grafana_foundation_sdk.builders import (
+    bargauge,
+    common,
+    prometheus,
+    stat,
+    statetimeline,
+    table,
+    timeseries,
+)
 from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models import common as common_models
@@ -92,7 +100,9 @@ def series(
         panel.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL))
     if most is not None:
         panel.max(most)
-    return panel.targets([_target(query, letter) for query, letter in zip(queries, ascii_uppercase, strict=False)])
+    return panel.targets(
+        [_target(query, letter) for query, letter in zip(queries, ascii_uppercase, strict=False)]
+    )
 
 
 def figure(
@@ -181,7 +191,8 @@ def states(
 ) -> Panel:
     """Which state each series was in; `names` gives the word and the colour of a value."""
     options = {
-        str(value): models.ValueMappingResult(text=word, color=color) for value, (word, color) in names.items()
+        str(value): models.ValueMappingResult(text=word, color=color)
+        for value, (word, color) in names.items()
     }
     return (
         statetimeline.Panel()

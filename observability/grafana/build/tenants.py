@@ -154,8 +154,14 @@ def _ledger() -> list[Panel]:
             "wps",
             [
                 Query(f"sum(rate(llm_gateway_ledger_rows_total{{{where}}}[$__rate_interval]))", "written"),
-                Query(f"sum(rate(llm_gateway_ledger_dropped_rows_total{{{where}}}[$__rate_interval]))", "dropped"),
-                Query(f"sum(rate(llm_gateway_ledger_failures_total{{{where}}}[$__rate_interval]))", "failed writes"),
+                Query(
+                    f"sum(rate(llm_gateway_ledger_dropped_rows_total{{{where}}}[$__rate_interval]))",
+                    "dropped",
+                ),
+                Query(
+                    f"sum(rate(llm_gateway_ledger_failures_total{{{where}}}[$__rate_interval]))",
+                    "failed writes",
+                ),
             ],
         ),
     ]

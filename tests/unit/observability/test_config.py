@@ -21,7 +21,7 @@ def configured(folder: Path, inventory: str, host: str) -> dict[str, list[tuple[
         (playbook.ANSIBLE / "inventory" / inventory / "hosts.yml").read_text()
     )
     made = folder / "prometheus.yml"
-    task = {
+    task: dict[str, Any] = {
         "ansible.builtin.template": {"src": str(ROLE / "templates/prometheus.yml.j2"), "dest": str(made)},
         "when": f"inventory_hostname == '{host}'",
         "vars": {**defaults(), "ansible_facts": {"architecture": "x86_64"}},
