@@ -144,7 +144,7 @@ class Tenancy:
     async def _keep_state(self) -> None:
         """Write what the limits count, unless nothing is known of them or another worker has taken over."""
         if self._state_known and not self._succeeded:
-            await asyncio.to_thread(self._state_file.write, self.limiter.export())
+            await self._state_file.keep()
 
     async def _reconcile(self) -> None:
         # What a predecessor has on its way is known to it alone, and in the ledger once it has drained.

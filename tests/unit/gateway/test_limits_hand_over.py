@@ -142,6 +142,23 @@ async def test_nonsense_is_not_taken_over(tmp_path: Path, words: bytes) -> None:
     server.close()
 
 
+async def test_keeping_the_state_of_many_addresses_lets_requests_through(tmp_path: Path) -> None:
+    limiter = Limiter(Bounds(requests_per_minute=9), monotonic, time)
+    for i in range(2000):
+        limiter.reserve("a", Bounds(), f"192.0.{i >> 8}.{i & 255}", 10).settle(4, 4)
+    keeping = asyncio.create_task(StateFile(tmp_path / "limits.json", limiter).keep())
+    turns = 0
+    while not keeping.done():
+        limiter.reserve("a", Bounds(), f"198.51.{turns >> 8}.{turns & 255}", 10).settle(4, 4)
+        turns += 1
+        await asyncio.sleep(0)
+    # One turn of the loop for each hundred of them.
+    assert turns >= 20
+    after = Limiter(Bounds(), monotonic, time)
+    await asyncio.to_thread(StateFile(tmp_path / "limits.json", after).load)
+    assert len(after.addresses) >= 2000
+
+
 def test_a_state_file_carries_what_was_used_over_a_kill(tmp_path: Path) -> None:
     bounds = Bounds(requests_per_minute=2, tokens_per_day=100)
     before = Limiter(Bounds(), monotonic, time)
@@ -149,7 +166,7 @@ def test_a_state_file_carries_what_was_used_over_a_kill(tmp_path: Path) -> None:
     file.load()
     before.reserve("a", bounds, "", 10).settle(40, 40)
     before.reserve("a", bounds, "", 10)
-    file.write(before.export())
+    asyncio.run(file.keep())
     assert (tmp_path / "limits.json").stat().st_mode & 0o777 == 0o600
     after = Limiter(Bounds(), monotonic, time)
     StateFile(tmp_path / "limits.json", after).load()
@@ -168,4 +185,4 @@ def test_a_broken_state_file_is_no_obstacle(tmp_path: Path, content: str) -> Non
     limiter = Limiter(Bounds(), monotonic, time)
     StateFile(tmp_path / "limits.json", limiter).load()
     assert limiter.keys == {}
-    StateFile(tmp_path / "nowhere" / "limits.json", limiter).write(limiter.export())
+    asyncio.run(StateFile(tmp_path / "nowhere" / "limits.json", limiter).keep())
