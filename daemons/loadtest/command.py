@@ -92,7 +92,8 @@ async def _prepare(args: argparse.Namespace, plan: Plan, console: Console) -> Jo
     if args.keys_dir is not None:
         for warning in binding_limits(plan, secrets, args.keys_dir):
             console.print(f"Warning: {warning}", style="yellow")
-    model = await served_model(target, secrets[0], plan.model)
+    others = [kind.model for kind in plan.mix if kind.model is not None]
+    model = await served_model(target, secrets[0], plan.model, others)
     sources = args.metrics if args.metrics is not None else await discover(target)
     return Job(url=args.url, target=target, model=model, secrets=secrets, sources=list(sources))
 

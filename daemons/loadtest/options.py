@@ -206,10 +206,7 @@ def build_plan(args: argparse.Namespace) -> Plan:
     try:
         return Plan.model_validate(data)
     except ValidationError as error:
-        faults = (
-            f"{_place(item['loc'])}: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors(include_url=False, include_input=False)
-        )
+        faults = (f"{_place(where)}: {expected}" for where, expected in settings.explain(error, Plan))
         raise Fatal("\n".join(faults), EXIT_CONFIG) from None
 
 

@@ -93,11 +93,18 @@ def _session(target: Target, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSe
     return aiohttp.ClientSession(connector=connector, timeout=timeout)
 
 
-async def served_model(target: Target, secret: str, wanted: str | None) -> str:
+async def served_model(target: Target, secret: str, wanted: str | None, others: Sequence[str] = ()) -> str:
     """The model to ask for: `wanted`, or the first that the target lists.
 
+    Args:
+        target: whom to ask.
+        secret: an API key, or empty.
+        wanted: the model of every request that names no other.
+        others: models that some requests name instead.
+
     Raises:
-        Fatal: nobody answers there, the key is refused, or no model is listed and none is wanted.
+        Fatal: nobody answers there, the key is refused, a model is not among those that are listed, or
+            none is listed and none is wanted.
     """
     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
     try:
@@ -113,15 +120,24 @@ async def served_model(target: Target, secret: str, wanted: str | None) -> str:
         raise Fatal(
             f"the target refuses the API key ({status}): give a valid one with --key-file", EXIT_CONFIG
         )
+    listed = _listed(body) if status == 200 else []
+    for name in (wanted, *others):
+        # A target that lists nothing may serve it nevertheless.
+        if name is not None and listed and name not in listed:
+            raise Fatal(f"the target has no model {name!r}; it lists: {', '.join(listed)}", EXIT_CONFIG)
     if wanted is not None:
         return wanted
-    try:
-        listed = msgspec.json.decode(body, type=_Models).data[0].id
-    except (msgspec.MsgspecError, IndexError):
-        listed = ""
-    if not listed.isprintable() or not listed:
+    if not listed:
         raise Fatal(f"the target lists no model ({status} from /v1/models): name one with --model", _GONE)
-    return listed
+    return listed[0]
+
+
+def _listed(body: bytes) -> list[str]:
+    try:
+        models = msgspec.json.decode(body, type=_Models).data
+    except msgspec.MsgspecError:
+        return []
+    return [model.id for model in models if model.id and model.id.isprintable()]
 
 
 def _reason(error: Exception) -> str:

@@ -23,6 +23,7 @@ class Settings(BaseModel):
     )
 
 
+Place = tuple[int | str, ...]
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
@@ -117,13 +118,23 @@ def _read_yaml(text: str) -> tuple[yaml.Node | None, Any]:
 def _faults(
     error: ValidationError, path: Path, node: yaml.Node | None, model: type[BaseModel]
 ) -> Iterator[Fault]:
-    for item in error.errors(include_url=False, include_input=False):
-        expected = item["msg"].removeprefix("Value error, ")
+    for loc, expected in explain(error, model):
+        yield Fault(path, _dotted(loc), expected, _line(loc, node))
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[Place, str]]:
+    """Each fault of a value that is no `model`: its place, and in words what would have been right."""
+    items = error.errors(include_url=False, include_input=False)
+    places = [item["loc"] for item in items]
+    for item in items:
+        loc, expected = item["loc"], item["msg"].removeprefix("Value error, ")
+        if item["type"] == "too_short" and any(p != loc and p[: len(loc)] == loc for p in places):
+            continue  # only because its faulty items do not count
         if item["type"] == "extra_forbidden":
-            expected = _unknown_key(item["loc"], model)
+            expected = _unknown_key(loc, model)
         elif item["type"] == "missing":
             expected = "this key is required"
-        yield Fault(path, _dotted(item["loc"]), expected, _line(item["loc"], node))
+        yield loc, expected
 
 
 def _unknown_key(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:

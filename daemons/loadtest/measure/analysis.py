@@ -14,6 +14,9 @@ from daemons.loadtest.measure.window import steady_state, window_end
 
 MAX_CPU = 0.9
 """Share of a core above which the generator cannot be trusted to be on time."""
+_NOTHING_OK = (
+    "no request succeeded, so that nothing was measured: the reasons are those that were given above"
+)
 _BLOCK_METRICS = ("ttft", "itl", "tpot", "e2e")
 
 
@@ -26,9 +29,11 @@ def analyse(measured: Measured) -> Result:
     kept = [s for s in samples if start <= s.record.intended <= end]
     window = (start, max(end, start + 1e-9))
     health = _health(measured, window)
-    invalid = _invalid(plan, health)
     blocks = {metric: blocks_of(kept, metric, window) for metric in _BLOCK_METRICS}
     groups = make_groups(measured, samples, kept, window, blocks)
+    refused = groups[0].failed > 0 and not groups[0].ok
+    # Refusals come so fast that a closed loop has to be late; there is no latency that it could falsify.
+    invalid = [] if refused else _invalid(plan, health)
     return Result(
         started=measured.started,
         target=measured.target,
@@ -44,7 +49,7 @@ def analyse(measured: Measured) -> Result:
         steady_note=note,
         valid=not invalid,
         invalid=invalid,
-        warnings=[*measured.notes, *_warnings(samples)],
+        warnings=[*measured.notes, *([_NOTHING_OK] if refused else []), *_warnings(samples)],
         reasons=measured.reasons,
         generator=health,
         groups=groups,

@@ -4,6 +4,7 @@ A latency objective also sets the per-request bound for goodput (a request is go
 every latency metric that has one), as vllm bench serve and DistServe (arXiv:2401.09670) define it.
 """
 
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -16,11 +17,14 @@ _FORM = re.compile(
     r"^(?:(?P<type>[A-Za-z0-9._-]+)\s*:\s*)?(?P<metric>[a-z0-9]+)(?:\s+p(?P<percentile>\d+(?:\.\d+)?)|\s+(?P<max>max))?"
     r"\s*(?P<sign><=?|>=?)\s*(?P<value>\d+(?:\.\d+)?)\s*(?P<unit>us|ms|s|min|%)?$"
 )
+_MEETS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "%": 0.01}
 
 
 class Objective(Settings):
     """One objective. `bound` is in seconds for latencies and a ratio for ``errors`` and ``goodput``."""
+
+    sign: Literal["<", "<=", ">", ">="]
 
     metric: Metric
     percentile: float | None = None
@@ -31,13 +35,13 @@ class Objective(Settings):
     def __str__(self) -> str:
         prefix = f"{self.type}: " if self.type else ""
         if self.percentile is None:
-            return f"{prefix}{self.metric} {'>=' if self.metric == 'goodput' else '<='} {self.bound:.2%}"
+            return f"{prefix}{self.metric} {self.sign} {self.bound:.2%}"
         point = "max" if self.percentile == 100 else f"p{self.percentile:g}"
-        return f"{prefix}{self.metric} {point} <= {format_seconds(self.bound)}"
+        return f"{prefix}{self.metric} {point} {self.sign} {format_seconds(self.bound)}"
 
     def met_by(self, value: float) -> bool:
         """Whether `value` meets the bound."""
-        return value >= self.bound if self.metric == "goodput" else value <= self.bound
+        return bool(_MEETS[self.sign](value, self.bound))
 
 
 def format_seconds(value: float) -> str:
@@ -71,10 +75,14 @@ def parse_objective(text: str) -> Objective:
     else:
         if unit not in {None, "%"} or found["percentile"] or found["max"]:
             raise ValueError(f"objective {text!r}: {metric} is a share, like 1% or 0.01")
+        share = float(found["value"]) * _UNITS.get(unit or "", 1.0)
+        if (found["sign"], share) in {("<", 0.0), (">", 1.0)}:
+            raise ValueError(f"objective {text!r}: no run can meet it; write {found['sign']}=")
         percentile = None
     return Objective.model_validate(
         {
             "metric": metric,
+            "sign": found["sign"],
             "percentile": percentile,
             "bound": float(found["value"]) * _UNITS.get(unit or "", 1.0),
             "type": found["type"],

@@ -112,7 +112,9 @@ def _verdicts(result: Result, capacity: Capacity | None) -> str:
     if missed:
         parts.append(f'<p class="banner bad">{missed} of {len(result.checks)} objectives missed</p>')
     elif result.checks:
-        parts.append('<p class="banner good">Every objective met</p>')
+        chance = sum(not is_share(check) and not check.certain for check in result.checks)
+        good, doubt = ("", f"; {chance} could be chance: a longer run says more") if chance else (" good", "")
+        parts.append(f'<p class="banner{good}">Every objective met{doubt}</p>')
     warnings = [*result.warnings, *([] if result.steady else [result.steady_note])]
     parts += [f'<p class="banner">{escape(warning)}</p>' for warning in warnings]
     if capacity is not None:

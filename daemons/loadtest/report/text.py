@@ -156,7 +156,7 @@ def is_share(check: Check) -> bool:
 def certainty(check: Check) -> str:
     """Whether chance could have decided an objective, with the interval that says so."""
     if check.interval is None:
-        return "-" if is_share(check) or check.measured is None else "too few requests to say"
+        return "-" if is_share(check) or check.measured is None else "could be chance (no interval)"
     low, high = map(format_seconds, check.interval)
     return f"{'certain' if check.certain else 'could be chance'} ({low} to {high})"
 

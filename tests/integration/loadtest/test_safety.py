@@ -53,7 +53,7 @@ def test_a_plan_cannot_name_the_target(run: Run, tmp_path: Path) -> None:
     ("options", "said"),
     [
         (("--objective", "faster"), "write it like"),
-        (("--shape", "ramp"), "--to-rate"),
+        (("--shape", "ramp", "--rate", "1"), "load.ramp.to_rate (--to-rate): this key is required"),
         (("--find-capacity",), "--objective"),
         (("--json", "/nonexistent/x.json"), "no folder"),
         (("--compare", "/nonexistent.json"), "does not exist"),
@@ -68,6 +68,17 @@ def test_bad_options_are_one_clear_line(run: Run, options: tuple[str, ...], said
     assert done.status == 78
     assert said in done.text
     assert "Traceback" not in done.text
+
+
+def test_a_model_that_the_target_has_not_is_refused_before_anything_is_sent(run: Run, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("mix: [{name: a, model: nope}]\n")
+    with MockEngine() as engine:
+        for options in (("--model", "nope"), ("--plan", str(plan))):
+            done = run(engine.url, *options)
+            assert done.status == 78
+            assert "no model 'nope'; it lists: " in done.text
+        assert engine.stats()["served"] == 0
 
 
 def test_nobody_there(run: Run) -> None:

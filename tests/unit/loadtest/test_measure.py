@@ -136,7 +136,8 @@ def test_objectives(text: str, metric: str, percent: float | None, bound: float,
     assert found.bound == pytest.approx(bound)
     again = parse_objective(str(found))
     assert again.bound == pytest.approx(bound)
-    assert again.metric == metric
+    assert (again.metric, again.sign) == (metric, found.sign)
+    assert found.met_by(found.bound) == found.sign.endswith("=")
 
 
 @pytest.mark.parametrize(
@@ -149,6 +150,8 @@ def test_objectives(text: str, metric: str, percent: float | None, bound: float,
         "ttft p0 < 1s",
         "errors < 5ms",
         "goodput < 1%",
+        "errors < 0%",
+        "goodput > 100%",
         "x p9 < 1s",
     ],
 )

@@ -174,6 +174,22 @@ def test_requests_that_took_too_long_to_be_measured_count_against_a_percentile(o
     assert [check.met for check in checks] == [True, False]
 
 
+def test_a_run_in_which_nothing_succeeded_does_not_blame_the_generator() -> None:
+    """Refusals come so fast that a closed loop saturates its core."""
+    refused = result_of([record(n * 0.01, 0.001, Outcome.CLIENT_ERROR) for n in range(1000)], cpu=1.0)
+    assert refused.valid
+    assert "no request succeeded" in refused.warnings[0]
+    assert not result_of([record(n * 0.01, 0.001) for n in range(1000)], cpu=1.0).valid
+
+
+@pytest.mark.parametrize(("rows", "banner"), [(1000, "banner good"), (3, "could be chance")])
+def test_an_objective_is_met_for_certain_or_perhaps_by_chance(rows: int, banner: str) -> None:
+    result = result_of(steady(0.1, rows), "e2e p95 < 1s", "errors < 1%")
+    assert all(check.met for check in result.checks)
+    assert banner in render_page(result)
+    assert ("banner good" in render_page(result)) == (rows == 1000)
+
+
 @pytest.mark.parametrize(
     ("outcomes", "status"),
     [

@@ -94,3 +94,15 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(ConfigError):
         parse(text, FILE, _Example)
+
+
+class _Holder(Settings):
+    engines: tuple[_Engine, ...] = Field(min_length=1)
+
+
+def test_a_list_whose_only_item_is_faulty_is_not_called_empty() -> None:
+    for text, said in (("[{slots: 1}]", "engines[0].name: this key is required"), ("[]", "at least 1 item")):
+        with pytest.raises(ConfigError) as caught:
+            parse(f"engines: {text}", FILE, _Holder)
+        [fault] = caught.value.faults
+        assert said in str(fault)
