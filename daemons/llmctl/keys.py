@@ -5,6 +5,7 @@ import datetime as dt
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from daemons.gateway.tenants.key_files import (
 from daemons.gateway.tenants.keys import KeySettings
 from daemons.llmctl import gateway_files
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
+from daemons.runtime.settings import Place, explain
 
 _ADD = """\
 Makes a key and prints its secret, once: only its hash is kept. The gateway takes it over within a second.
@@ -109,7 +111,9 @@ def _count(text: str) -> int:
     """A whole number, for example 200000, 200_000 or 200k."""
     found = re.fullmatch(r"(\d[\d_]*)([kKmM]?)", text)
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number: write 200000, 200k or 5M")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no limit: write a whole number of 1 or more, as in 200000, 200k or 5M"
+        )
     return int(found[1]) * {"": 1, "k": 1000, "m": 1_000_000}[found[2].lower()]
 
 
@@ -133,11 +137,39 @@ def run_add(args: argparse.Namespace) -> int:
     try:
         key = KeySettings.model_validate(given)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
+        # A network that is none is a fault of each kind of address; dict.fromkeys keeps one.
+        faults = dict.fromkeys(_fault(given, where, text) for where, text in explain(error, KeySettings))
         raise Fatal("\n".join(faults), EXIT_CONFIG) from None
-    path = _files(args).add(key)
+    settings = gateway_files.load(args)
+    path = KeyFiles(settings.keys).add(key)
+    _warn_if_useless(key, {model for engine in settings.engines for model in engine.models})
     _show_secret(args, key.name, secret, f"written to {path}")
     return 0
+
+
+def _fault(given: dict[str, Any], where: Place, text: str) -> str:
+    match where:
+        case ("networks", int(at), *_):
+            return f"--network {given['networks'][at]!r} is no network: write 192.0.2.0/24 or 2001:db8::/32"
+        case ("name" | "cache_group" as field,):
+            what = "a name" if field == "name" else "--cache-group"
+            return (
+                f"{given[field]!r} cannot be {what}: write at most 64 letters, digits, '.', '_' and '-', "
+                "a letter or digit first"
+            )
+    return f"{'.'.join(map(str, where))}: {text}"
+
+
+def _warn_if_useless(key: KeySettings, served: set[str]) -> None:
+    unknown = sorted({*key.models} - served - {"*"})
+    if unknown:
+        known = ", ".join(sorted(served))
+        print(f"llmctl: warning: no engine serves {', '.join(unknown)}; served are: {known}", file=sys.stderr)
+    if key.expires is not None and key.expires <= dt.datetime.now(dt.UTC):
+        print(
+            f"llmctl: warning: {key.name} has expired already ({_time(key.expires)}): it lets nobody in",
+            file=sys.stderr,
+        )
 
 
 def run_rotate(args: argparse.Namespace) -> int:
@@ -199,15 +231,22 @@ def run_list(args: argparse.Namespace) -> int:
         json.dump([_described(key, now) for key in chosen], sys.stdout, indent=2)
         print()
     else:
-        _print_table(chosen, now)
+        width = None if sys.stdout.isatty() else _PIPE_WIDTH
+        empty = "There is no key yet: llmctl keys add NAME"
+        Console(highlight=False, width=width).print(table(chosen, now) if chosen else empty)
     return EXIT_CONFIG if faults else 0
 
 
-def _print_table(keys: list[KeySettings], now: dt.datetime) -> None:
-    if not keys:
-        print("There is no key yet: llmctl keys add NAME")
-        return
-    table = Table("name", "state", "class", "models", "limits", "expires", "networks", box=None)
+_PIPE_WIDTH = 10_000
+"""Columns where no terminal sets them: a line for each key, which scripts can cut."""
+
+
+def table(keys: Sequence[KeySettings], now: dt.datetime) -> Table:
+    """A row for each key; names stay whole, the rest wraps."""
+    table = Table(box=None)
+    table.add_column("name", no_wrap=True)
+    for column in ("state", "class", "models", "limits", "expires", "networks"):
+        table.add_column(column, overflow="fold")
     for key in keys:
         limits = [f"{_short(n)} {_WORDS[name]}" for name, n in key.limits if n is not None]
         table.add_row(
@@ -219,7 +258,7 @@ def _print_table(keys: list[KeySettings], now: dt.datetime) -> None:
             _time(key.expires) if key.expires else "never",
             ", ".join(map(str, key.networks)) or "any",
         )
-    Console(highlight=False).print(table)
+    return table
 
 
 _WORDS = {

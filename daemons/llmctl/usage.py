@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from daemons.gateway.tenants.key_files import KeyFiles
 from daemons.gateway.tenants.ledger import book
 from daemons.gateway.tenants.ledger.book import UsageRow
 from daemons.llmctl import gateway_files
@@ -75,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         Fatal: there is no ledger, or it cannot be read.
     """
-    path = gateway_files.load(args).ledger
+    settings = gateway_files.load(args)
+    path = settings.ledger
     if not path.exists():
         raise Fatal(f"there is no ledger at {path}: the gateway makes it when it first runs")
     since = int(dt.datetime.fromisoformat(args.since).replace(tzinfo=dt.UTC).timestamp() * 1e6)
@@ -86,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
         lost, open_ = book.lost(path, since)
     except sqlite3.Error as error:
         raise Fatal(f"{path} cannot be read: {error}") from None
+    if args.key is not None and not rows and args.key not in KeyFiles(settings.keys).read()[0]:
+        print(f"llmctl: warning: there is no key named {args.key!r} (llmctl keys list)", file=sys.stderr)
     names = (*args.by, *_COUNTS)
     if args.json:
         json.dump([{name: getattr(row, name) for name in names} for row in rows], sys.stdout, indent=2)

@@ -1,6 +1,7 @@
 """``llmctl keys``, as it is typed."""
 
 import datetime as dt
+import io
 import json
 import time
 from collections.abc import Callable
@@ -8,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
+from daemons.gateway.tenants.key_files import KeyFiles
 from daemons.gateway.tenants.keys import KeyFolder, KeyRing, Tenant
 from daemons.llmctl.__main__ import main
+from daemons.llmctl.keys import table
 
 Ctl = Callable[..., int]
 
@@ -136,6 +140,59 @@ def test_bad_input_is_told_and_changes_nothing(
     assert out == ""
     assert err.startswith("llmctl: ")
     assert {p.name: p.read_bytes() for p in (config.parent / "keys.d").iterdir()} == before
+
+
+def test_names_are_never_cut(keys: Ctl, config: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    name = "original-evaluation-of-the-night"
+    keys("add", name, "--tokens-per-month", "5M", "--requests-per-minute", "60", "--network", "2001:db8::/32")
+    capfd.readouterr()
+    keys("list")
+    heading, line = capfd.readouterr().out.splitlines()
+    assert "networks" in heading
+    assert name in line
+    assert "60 req/min, 5M tok/month" in line
+    _, key = KeyFiles(config.parent / "keys.d").get(name)
+    narrow = Console(width=80, file=io.StringIO())
+    narrow.print(table([key], dt.datetime.now(dt.UTC)))
+    assert isinstance(narrow.file, io.StringIO)
+    assert name in narrow.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["bad name!"], "llmctl: 'bad name!' cannot be a name: write at most 64 letters"),
+        (["x", "--cache-group", "a b"], "llmctl: 'a b' cannot be --cache-group: write"),
+        (
+            ["x", "--network", "10.0.0.0/8", "--network", "300.1.1.1/8"],
+            "--network '300.1.1.1/8' is no network",
+        ),
+    ],
+)
+def test_a_bad_value_is_one_line_that_says_what_to_write(
+    keys: Ctl, words: list[str], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert keys("add", *words) == 78
+    [line] = capfd.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_limit_below_one_is_told_its_form(keys: Ctl, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        keys("add", "x", "--requests-per-minute", "-4")
+    assert "'-4' is no limit: write a whole number of 1 or more" in capfd.readouterr().err
+
+
+def test_a_key_that_lets_nobody_in_is_made_with_a_warning(
+    keys: Ctl, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert keys("add", "x", "--models", "m,nope", "--expires", "2020-01-01") == 0
+    err = capfd.readouterr().err
+    assert "warning: no engine serves nope; served are: m\n" in err
+    assert "warning: x has expired already (2020-01-01 00:00 UTC)" in err
+    assert keys("add", "y", "--models", "m", "--expires", "1d") == 0
+    assert keys("add", "z") == 0
+    assert "warning" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,15 @@ def test_usage_as_table_csv_and_json(config: Path, capfd: pytest.CaptureFixture[
     assert "Nothing was used" in capfd.readouterr().out
 
 
+def test_a_key_that_was_never_there_is_said(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    fill(config.parent / "ledger.db", row("gone"))
+    main(["keys", "add", "idle", "--config", str(config)])
+    capfd.readouterr()
+    for name, warned in (("nope", True), ("idle", False), ("gone", False)):
+        assert ctl(config, "usage", *SINCE, "--key", name) == 0
+        assert ("there is no key named 'nope'" in capfd.readouterr().err) == warned
+
+
 def test_usage_tells_of_killed_gateways(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
     fill(config.parent / "ledger.db", row("a"), row("a", book.LOST))
     ctl(config, "usage", *SINCE)
