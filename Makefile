@@ -10,6 +10,8 @@ CONCURRENCY ?= 8
 DURATION ?= 60
 
 BIN := .venv/bin
+# As INV of docs/operations.md: a path from here, or from ansible/.
+INVENTORY_PATH = $(firstword $(wildcard $(INVENTORY) ansible/$(INVENTORY)))
 LLMCTL := $(BIN)/python -m daemons.llmctl
 UP := $(LLMCTL) up --engine "$(ENGINE)" --port "$(PORT)" $(if $(MODEL),--model "$(MODEL)")
 DAEMONS := .venv/.daemons
@@ -56,8 +58,9 @@ wheel: $(DAEMONS) ## build the release that deploy installs into dist/
 	@rm -rf dist
 	@$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
-mirror: $(DEV) ## gather what a deployment downloads into DIR=
+mirror: ## gather what a deployment downloads into DIR=
 	@test -n "$(DIR)" || { echo "make mirror: say where: make mirror DIR=FOLDER" >&2; exit 2; }
+	@$(MAKE) --no-print-directory $(DEV)
 	@$(BIN)/python ansible/tools/gather_mirror.py "$(DIR)"
 
 bench: $(DEV) ## the gateway and the load tester beside their peers
@@ -66,10 +69,11 @@ bench: $(DEV) ## the gateway and the load tester beside their peers
 	@$(BIN)/python tests/bench/tenants_cost.py
 
 deploy: ## deploy to the hosts of INVENTORY=
-	@test -n "$(INVENTORY)" || { echo "make deploy: say where: make deploy INVENTORY=ansible/inventory/..." >&2; exit 2; }
+	@test -n "$(INVENTORY)" || { echo "make deploy: say where: make deploy INVENTORY=inventory/..." >&2; exit 2; }
+	@test -n "$(INVENTORY_PATH)" || { echo "make deploy: there is no inventory $(INVENTORY), neither here nor below ansible/" >&2; exit 2; }
 	@$(MAKE) --no-print-directory wheel
 	@sh scripts/venv.sh .venv-deploy requirements/deploy.txt
-	cd ansible && ../.venv-deploy/bin/ansible-playbook -i "$(abspath $(INVENTORY))" deploy.yml
+	cd ansible && ../.venv-deploy/bin/ansible-playbook -i "$(abspath $(INVENTORY_PATH))" deploy.yml
 
 status: $(DAEMONS) ## say what runs here and how it is
 	@$(LLMCTL) status || true

@@ -145,7 +145,7 @@ class Supervisor:
             + _EXTENSION_MARGIN
         )
         self._board.become(EngineState.DRAINING, "stopping")
-        if not await self._board.announced(stop.announce_seconds):
+        if stop.announce_seconds and not await self._board.announced(stop.announce_seconds):
             log.warning("a gateway did not ask in time; stopping nevertheless")
         process.terminate()
         try:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 
 from daemons.llmctl import backup, config, doctor, import_env, keys, loadtest, models, plan, status, usage
@@ -10,6 +11,9 @@ from daemons.llmctl.up import verb as up
 from daemons.runtime import logs
 from daemons.runtime.errors import Fatal, describe_os_error
 from daemons.runtime.version import VERSION
+
+_SIGPIPE = 128 + signal.SIGPIPE
+"""What a shell says of a program that the signal ended."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,13 +37,19 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         logs.configure("llmctl", os.environ.get("LLM_LOG_LEVEL", "warning"))
-        return int(args.run(args))
+        status = int(args.run(args))
+        sys.stdout.flush()
     except Fatal as error:
         return _complain(str(error), error.exit_code)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; what is left in the buffer must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _SIGPIPE
     except OSError as error:
         return _complain(describe_os_error(error, "go on"), 1)
     except KeyboardInterrupt:
         return 130
+    return status
 
 
 def _complain(text: str, status: int) -> int:

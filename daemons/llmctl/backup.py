@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import io
 import json
 import os
@@ -68,15 +69,30 @@ def run_backup(args: argparse.Namespace) -> int:
             _pack(half, keys, Path(folder) / _LEDGER if rows is not None else None)
         half.replace(args.file)
     except OSError as error:
-        raise Fatal(describe_os_error(error, "write the backup")) from None
+        raise _not_written(error, args.file, config.keys) from None
     finally:
-        half.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            half.unlink()
     print(f"{args.file}: {len(keys)} keys, {rows or 0} requests")
     return 0
 
 
+def _not_written(error: OSError, file: Path, keys: Path) -> Fatal:
+    """Names the key that cannot be read, or else the folder of the backup, never a temporary file in it."""
+    named = Path(str(error.filename or file))
+    if keys in {named, named.parent}:
+        return Fatal(describe_os_error(error, "read"))
+    error.filename = str(file.absolute().parent)
+    return Fatal(describe_os_error(error, f"write the backup {file.name} in"))
+
+
 def _copy_ledger(source: Path, target: Path) -> int | None:
-    """Copy the ledger as it stands at one moment; its rows, None where there is none yet."""
+    """Copy the ledger as it stands at one moment; its rows, None where there is none yet.
+
+    Raises:
+        OSError: the disk of `target` is full.
+        Fatal: the ledger cannot be read.
+    """
     if not source.exists():
         return None
     try:
@@ -85,6 +101,9 @@ def _copy_ledger(source: Path, target: Path) -> int | None:
             rows: int = copy.execute("SELECT count(*) FROM requests").fetchone()[0]
             return rows
     except sqlite3.Error as error:
+        # `source` is only read: it is the copy that found no room.
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise OSError(errno.ENOSPC, str(error), str(target)) from None
         raise Fatal(f"the ledger {source} cannot be copied: {error}") from None
 
 
@@ -142,7 +161,8 @@ def _unpack(source: Path, folder: Path) -> None:
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise Fatal(f"{source} is no backup of llmctl: {error}") from None
     except OSError as error:
-        raise Fatal(describe_os_error(error, f"read {source}")) from None
+        error.filename = error.filename or str(source)
+        raise Fatal(describe_os_error(error, "read")) from None
 
 
 def _check_ledger(source: Path, ledger: Path) -> None:

@@ -11,7 +11,8 @@ from daemons.llmctl.up.prepare import CHECKOUT
 from daemons.runtime.cli import CONFIG_DIR
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
 
-_CHECKOUT_CONFIG = CHECKOUT / ".llm" / "gateway.yaml"
+_CHECKOUT_DIR = CHECKOUT / ".llm"
+_CHECKOUT_CONFIG = _CHECKOUT_DIR / "gateway.yaml"
 _DURATION = re.compile(r"(\d+)([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -23,6 +24,13 @@ def add_config_option(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="the gateway's settings file (default: /etc/llm/gateway.yaml, else that of `make up` here)",
+    )
+
+
+def config_dir() -> Path:
+    """The folder of this host's settings, or that of `make up` where only this checkout runs something."""
+    return (
+        _CHECKOUT_DIR if _CHECKOUT_DIR.is_dir() and not (CONFIG_DIR / "gateway.yaml").exists() else CONFIG_DIR
     )
 
 

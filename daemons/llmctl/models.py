@@ -14,6 +14,7 @@ from rich.table import Table
 from daemons.engine.config import EngineSettings, is_folder
 from daemons.engine.models.hub import Hub
 from daemons.engine.models.store import Store
+from daemons.llmctl import gateway_files
 from daemons.llmctl.download_view import DownloadView
 from daemons.runtime import settings
 from daemons.runtime.cli import CONFIG_DIR
@@ -54,8 +55,22 @@ def add_parsers(subparsers: Any) -> None:
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models-dir", type=Path, default=None, metavar="FOLDER")
-    parser.add_argument("--config-dir", type=Path, default=CONFIG_DIR, metavar="FOLDER")
+    here = gateway_files.config_dir()
+    local = here != CONFIG_DIR
+    parser.add_argument(
+        "--models-dir",
+        type=Path,
+        default=here / "models" if local else None,
+        metavar="FOLDER",
+        help=f"where models are kept (default: {here / 'models' if local else MODELS_DIR})",
+    )
+    parser.add_argument(
+        "--config-dir",
+        type=Path,
+        default=here,
+        metavar="FOLDER",
+        help="where engines are configured (default: %(default)s)",
+    )
 
 
 def run_download(args: argparse.Namespace) -> int:

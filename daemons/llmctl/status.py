@@ -84,17 +84,33 @@ def _ask_gateway(layout: Layout) -> dict[str, Any]:
             return {"ready": True, "url": url, "detail": "ready"}
     except urllib.error.HTTPError as error:
         with error:
-            detail = error.read().decode(errors="replace").strip()
+            detail = _message(error.read())
         return {"ready": False, "url": url, "detail": detail}
     except OSError as error:
         return {"ready": False, "url": url, "detail": str(error)}
 
 
+def _message(body: bytes) -> str:
+    """What the gateway says in an error."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return body.decode(errors="replace").strip()
+
+
+def _of_gateway(answer: dict[str, Any]) -> str:
+    if not answer["url"]:
+        return str(answer["detail"])
+    if answer["ready"]:
+        return f"ready at {answer['url']}"
+    return f"not ready at {answer['url']}: {answer['detail']}"
+
+
 def _print(parts: dict[str, int | None], answer: dict[str, Any] | None) -> None:
     table = Table("part", "run by", "state", box=None)
     for part, pid in parts.items():
-        detail = (answer or {}).get("detail", "") if part == "gateway" else "running"
-        if part == "gateway" and answer and answer["url"]:
-            detail = f"{detail} at {answer['url']}"
+        detail = "started, not ready" if part == "engine" and answer and not answer["ready"] else "running"
+        if part == "gateway" and answer:
+            detail = _of_gateway(answer)
         table.add_row(part, str(pid or "-"), detail if pid else "not running")
     Console(highlight=False).print(table)

@@ -79,7 +79,8 @@ def load(path: Path, model: type[SettingsT]) -> SettingsT:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError([Fault(path, "", describe_os_error(error, "read"))]) from None
+        error.filename = None
+        raise ConfigError([Fault(path, "", describe_os_error(error, "read it"))]) from None
     except UnicodeDecodeError:
         raise ConfigError([Fault(path, "", "expected a text file in UTF-8")]) from None
     return parse(text, path, model)
@@ -126,12 +127,16 @@ def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[Pl
     """Each fault of a value that is no `model`: its place, and in words what would have been right."""
     items = error.errors(include_url=False, include_input=False)
     places = [item["loc"] for item in items]
+    listed: set[str] = set()
     for item in items:
         loc, expected = item["loc"], item["msg"].removeprefix("Value error, ")
         if item["type"] == "too_short" and any(p != loc and p[: len(loc)] == loc for p in places):
             continue  # only because its faulty items do not count
         if item["type"] == "extra_forbidden":
             expected = _unknown_key(loc, model)
+            # The same long list once is enough.
+            expected = "unknown key" if expected in listed else expected
+            listed.add(expected)
         elif item["type"] == "missing":
             expected = "this key is required"
         yield loc, expected

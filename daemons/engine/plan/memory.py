@@ -19,6 +19,8 @@ _ACTIVATION_FACTOR = 2.0
 # Bits per weight of a linear layer, scales and zero points of the usual group size included.
 _BITS = {"awq": 4.156, "gptq": 4.156, "int4": 4.156, "mxfp4": 4.25, "int8": 8.0, "fp8": 8.0}
 _ALIASES = {"awq_marlin": "awq", "gptq_marlin": "gptq", "bitsandbytes": "int4", "compressed-tensors": "int8"}
+QUANTIZATIONS = (*_BITS, *_ALIASES)
+"""The methods whose bits a weight are known."""
 
 
 @dataclass(frozen=True, slots=True)

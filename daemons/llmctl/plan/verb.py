@@ -10,6 +10,7 @@ from rich.console import Console
 
 from daemons.engine.plan.advice import advise
 from daemons.engine.plan.catalogue import COMMON
+from daemons.engine.plan.memory import QUANTIZATIONS
 from daemons.llmctl.models import MODELS_DIR
 from daemons.llmctl.plan.sources import Found, Gpus, Sources, from_catalogue, gpus_here
 from daemons.llmctl.plan.view import Row, as_json, bar, ledger_table, table
@@ -93,6 +94,9 @@ def _check(args: argparse.Namespace) -> None:
     ]
     if not 0 < args.utilization <= 1:
         faults.append("--utilization: expected a share above 0 and up to 1")
+    if args.quantization not in (None, *QUANTIZATIONS):
+        known = ", ".join(QUANTIZATIONS)
+        faults.append(f"--quantization: {args.quantization!r} is unknown; known are {known}")
     if bool(args.model) == args.all:
         faults.append("name a model, or give --all")
     if faults:

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from daemons.llmctl import gateway_files
 from daemons.llmctl.top.readings import read
 from daemons.llmctl.top.sources import Addresses, Pages, configured, fetch
 from daemons.llmctl.top.view import screen
-from daemons.llmctl.up.prepare import CHECKOUT
 from daemons.runtime.cli import CONFIG_DIR
 from daemons.runtime.errors import Fatal
 
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _addresses(args: argparse.Namespace) -> Addresses:
-    found = configured(args.config_dir or _config_dir())
+    found = configured(args.config_dir or gateway_files.config_dir())
     engines = dict(found.engines)
     for item in args.engine:
         name, separator, url = item.partition("=")
@@ -84,11 +84,6 @@ def _addresses(args: argparse.Namespace) -> Addresses:
             raise Fatal(f"--engine {item}: expected NAME=URL", 2)
         engines[name] = url
     return Addresses(args.exporter or found.exporter, args.gateway or found.gateway, engines, found.gpus)
-
-
-def _config_dir() -> Path:
-    local = CHECKOUT / ".llm"
-    return local if local.is_dir() and not (CONFIG_DIR / "gateway.yaml").exists() else CONFIG_DIR
 
 
 async def _once(addresses: Addresses, as_json: bool) -> int:

@@ -73,11 +73,7 @@ def _free_ports(number: int) -> list[int]:
 
 
 class Layout:
-    """Paths of the local stack of one checkout.
-
-    Raises:
-        Fatal: a folder cannot be made, or the folder for sockets belongs to somebody else.
-    """
+    """Paths of the local stack of one checkout; nothing is there before `make`."""
 
     def __init__(self, state: Path) -> None:
         self.state = state.resolve()
@@ -92,9 +88,18 @@ class Layout:
         self.engine_config = self.state / "engines" / f"{ENGINE}.yaml"
         self.sockets = _socket_folder(self.state)
         self.engine_run = self.sockets / ENGINE
+
+    def make(self) -> None:
+        """Make the folders that are not there yet, private to this user.
+
+        Raises:
+            Fatal: a folder cannot be made, or the folder for sockets belongs to somebody else.
+        """
+        _make_private(self.sockets)
         folders = (self.run, self.logs, self.models, self.cache, self.engine_config.parent, self.engine_run)
         try:
-            for folder in (*folders, self.state / "keys.d"):
+            # First, because parents that `mkdir` makes by the way are open to others.
+            for folder in (self.state, *folders, self.state / "keys.d"):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise Fatal(describe_os_error(error, "make the folder")) from None
@@ -171,9 +176,12 @@ class Layout:
 
 
 def _socket_folder(state: Path) -> Path:
-    """A private folder with a short name that is the same at every start of this checkout."""
+    """A folder with a short name that is the same at every start of this checkout."""
     digest = hashlib.sha256(os.fsencode(state)).hexdigest()[:10]
-    folder = Path(tempfile.gettempdir()) / f"llm-{os.getuid()}-{digest}"
+    return Path(tempfile.gettempdir()) / f"llm-{os.getuid()}-{digest}"
+
+
+def _make_private(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
@@ -181,7 +189,6 @@ def _socket_folder(state: Path) -> Path:
         raise Fatal(describe_os_error(error, "make the folder for sockets")) from None
     if status.st_uid != os.getuid() or folder.is_symlink() or status.st_mode & 0o077:
         raise Fatal(f"{folder} is not a private folder of this user: remove it, or set TMPDIR")
-    return folder
 
 
 def write_yaml(path: Path, content: dict[str, Any]) -> None:

@@ -90,6 +90,7 @@ def run_up(args: argparse.Namespace) -> int:
         return 2
     screen = Screen(Console(highlight=False))
     layout = Layout(args.state)
+    layout.make()
     parts = args.parts or list(instance.PARTS)
     with contextlib.ExitStack() as held:
         held.enter_context(_interruptible())

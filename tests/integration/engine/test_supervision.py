@@ -200,6 +200,15 @@ def test_stop_waits_until_the_gateway_has_seen_that_it_drains(engine: Launcher, 
     assert running.process.wait(15) == 0
 
 
+def test_a_stop_that_waits_for_no_gateway_does_not_complain_of_one(engine: Launcher, model: Path) -> None:
+    running = engine(stop={"drain_seconds": 0, "announce_seconds": 0, "kill_seconds": 1})
+    wait_for(running.ready)
+    running.state("?gateway=g1&in_flight=0")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(15) == 0
+    assert not [record for record in running.log() if "did not ask" in str(record["event"])]
+
+
 def test_drain_and_undrain(engine: Launcher) -> None:
     running = engine()
     wait_for(running.ready)

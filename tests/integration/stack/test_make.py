@@ -28,12 +28,31 @@ def test_make_alone_lists_the_targets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "cure"), [("deploy", "make deploy INVENTORY="), ("download", "make download MODEL=")]
+    ("target", "cure"),
+    [
+        ("deploy", "make deploy INVENTORY="),
+        ("download", "make download MODEL="),
+        ("mirror", "make mirror DIR="),
+    ],
 )
 def test_a_target_that_lacks_a_word_says_which(target: str, cure: str) -> None:
     done = _make(target)
     assert done.returncode == 2
     assert cure in done.stderr
+    assert "installing" not in done.stderr
+
+
+def test_a_deployment_to_an_inventory_that_is_not_there_is_refused_before_anything_is_built() -> None:
+    done = _make("deploy", "INVENTORY=inventory/mine")
+    assert done.returncode == 2
+    assert "there is no inventory inventory/mine" in done.stderr
+    assert "dist" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("named", ["inventory/reference-8b", "ansible/inventory/reference-8b"])
+def test_an_inventory_is_named_from_the_checkout_or_from_its_ansible_folder(named: str) -> None:
+    planned = _make("--dry-run", "deploy", f"INVENTORY={named}")
+    assert f'-i "{ROOT}/ansible/inventory/reference-8b"' in planned.stdout
 
 
 def test_every_target_that_the_readme_shows_exists() -> None:

@@ -19,6 +19,7 @@ from daemons.engine.plan.memory import GIB, Measured, ledger, parameters
 from daemons.engine.plan.shape import read_shape, shape_of
 from daemons.engine.plan.weights import weights_in
 from daemons.llmctl import plan
+from daemons.llmctl.__main__ import main
 from daemons.runtime.errors import Fatal
 
 PROJECT = Path(__file__).parents[3]
@@ -276,3 +277,9 @@ def test_the_documented_table_is_what_is_printed() -> None:
     _, said = llmctl("--all", *A6000S)
     printed = "\n".join(line.rstrip() for line in said.splitlines()).strip("\n")
     assert printed in (PROJECT / "docs" / "memory-plan.md").read_text()
+
+
+def test_a_quantization_that_is_unknown_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "Llama-3.1-8B", "--gpus", "1", "--gpu-memory", "24", "--quantization", "q4"]
+    assert main(words) == 78
+    assert "'q4' is unknown; known are awq, gptq, int4" in capfd.readouterr().err

@@ -206,3 +206,31 @@ def test_a_damaged_ledger_is_not_backed_up_in_silence(config: Path, tmp_path: Pa
     assert not (tmp_path / "x.tar.gz").exists()
     with pytest.raises(sqlite3.Error):
         book.connect(config.parent / "ledger.db", readonly=True)
+
+
+def test_a_backup_that_cannot_be_written_says_where(
+    config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ctl(config, "backup", str(tmp_path / "nope" / "x.tar.gz")) == 1
+    assert f"the backup x.tar.gz in {tmp_path}/nope: it does not exist" in capfd.readouterr().err
+    fill(config.parent / "ledger.db", row("a"))
+
+    class Full:
+        def backup(self, _: sqlite3.Connection) -> None:
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(book, "connect", lambda *_, **__: Full())
+    assert ctl(config, "backup", str(tmp_path / "x.tar.gz")) == 1
+    assert f"in {tmp_path}: the disk is full" in capfd.readouterr().err
+
+
+def test_a_backup_that_is_not_there_is_named_once(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert ctl(config, "restore", "/nope.tar.gz") == 1
+    assert capfd.readouterr().err.count("/nope.tar.gz") == 1
+    assert main(["config", "show", "gateway", "/nope.yaml"]) == 78
+    assert capfd.readouterr().err.count("/nope.yaml") == 1

@@ -79,7 +79,7 @@ def test_a_value_is_never_echoed() -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"gateway\.yaml: it does not exist"):
+    with pytest.raises(ConfigError, match=r"gateway\.yaml: cannot read it: it does not exist"):
         load(tmp_path / "gateway.yaml", _Example)
 
 
