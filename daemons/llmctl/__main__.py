@@ -16,25 +16,26 @@ _SIGPIPE = 128 + signal.SIGPIPE
 """What a shell says of a program that the signal ended."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line of every verb."""
+    made = argparse.ArgumentParser(
         prog="llmctl",
         description="Runs and looks after an LLM inference stack.",
         epilog="`llmctl VERB --help` explains a verb.",
     )
-    parser.add_argument("--version", action="version", version=f"llmctl {VERSION}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    made.add_argument("--version", action="version", version=f"llmctl {VERSION}")
+    verbs = made.add_subparsers(title="verbs", metavar="VERB", required=True)
     up.add_parsers(verbs)
     for verb in (status, doctor, top, keys, usage, plan, loadtest, config, import_env):
         verb.add_parser(verbs)
     models.add_parsers(verbs)
     backup.add_parsers(verbs)
-    return parser
+    return made
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``llmctl``; returns its exit status."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     try:
         logs.configure("llmctl", os.environ.get("LLM_LOG_LEVEL", "warning"))
         status = int(args.run(args))

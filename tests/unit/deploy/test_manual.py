@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from daemons.llmctl.__main__ import main
+from daemons.llmctl.__main__ import main, parser
 from tests.e2e import manual
 
 ROOT = Path(__file__).parents[3]
@@ -28,6 +28,18 @@ def test_verbs_exist(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         main([*command.split()[1:], "--help"])
     assert ended.value.code == 0
     assert "usage: llmctl" in capsys.readouterr().out
+
+
+BLOCKS = re.findall(
+    r"^```sh\n(.*?)^```$", (ROOT / "docs" / "tenants.md").read_text(), re.MULTILINE | re.DOTALL
+)
+
+
+@pytest.mark.parametrize("command", [line for block in BLOCKS for line in block.splitlines()])
+def test_commands_about_tenants_are_read_as_they_stand(command: str) -> None:
+    program, *words = command.split()
+    assert program == "llmctl"
+    assert callable(parser().parse_args(words).run)
 
 
 def test_no_placeholder_is_left() -> None:
