@@ -40,7 +40,8 @@ def _check(options: Namespace) -> str:
     loaded = settings.load(options.config)
     keys = KeyFolder(loaded.keys, KeyRing()).check()
     require_tracing(loaded.tracing)
-    return f"{options.config} is good: {len(loaded.engines)} engines, {len(keys)} keys"
+    engines, keyed = cli.counted(len(loaded.engines), "engine"), cli.counted(len(keys), "key")
+    return f"{options.config} is good: {engines}, {keyed}"
 
 
 def _run(options: Namespace) -> int:

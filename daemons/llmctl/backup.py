@@ -21,6 +21,7 @@ from daemons.gateway.tenants.keys import KeySettings
 from daemons.gateway.tenants.ledger import book
 from daemons.llmctl import gateway_files
 from daemons.runtime import settings
+from daemons.runtime.cli import counted
 from daemons.runtime.errors import Fatal, describe_os_error
 from daemons.runtime.version import VERSION
 
@@ -73,7 +74,7 @@ def run_backup(args: argparse.Namespace) -> int:
     finally:
         with contextlib.suppress(OSError):
             half.unlink()
-    print(f"{args.file}: {len(keys)} keys, {rows or 0} requests")
+    print(f"{args.file}: {counted(len(keys), 'key')}, {counted(rows or 0, 'request')}")
     return 0
 
 
@@ -139,7 +140,7 @@ def run_restore(args: argparse.Namespace) -> int:
             _refuse_to_replace(config)
         rows = _restore_ledger(folder / _LEDGER, config.ledger)
         _restore_keys(config.keys, keys)
-    print(f"{len(keys)} keys and {rows} requests are in place")
+    print(f"in place: {counted(len(keys), 'key')}, {counted(rows, 'request')}")
     return 0
 
 

@@ -15,7 +15,7 @@ from daemons.gateway.tenants.keys import KeySettings
 from daemons.gpu_exporter.settings import GpuExporterSettings
 from daemons.llmctl import gateway_files
 from daemons.runtime import settings
-from daemons.runtime.cli import CONFIG_DIR
+from daemons.runtime.cli import CONFIG_DIR, counted
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
 from daemons.runtime.settings import ConfigError, Fault, Settings
 
@@ -99,7 +99,7 @@ def run_check(args: argparse.Namespace) -> int:
             faults += error.faults
     for fault in faults:
         print(fault, file=sys.stderr)
-    print(f"{len(files)} files, {len(faults)} faults")
+    print(f"{counted(len(files), 'file')}, {counted(len(faults), 'fault')}")
     return EXIT_CONFIG if faults else 0
 
 

@@ -36,7 +36,11 @@ class Import:
 def add_parser(subparsers: Any) -> None:
     """Add ``import-env`` to `llmctl`'s verbs."""
     parser = subparsers.add_parser(
-        "import-env", help="turn an .env file of the original into inventory variables"
+        "import-env",
+        help="turn an .env file of the original into inventory variables",
+        description="Prints the variables as YAML, and what changed its meaning on standard error.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, metavar="FILE")
     parser.set_defaults(run=run)
@@ -108,7 +112,9 @@ def convert(env: Mapping[str, str], memory_gib: float) -> Import:
     for name, value in env.items():
         handler = _HANDLERS.get(name)
         if handler is None:
-            made.notes.append(f"{name} is unknown here and was left out")
+            made.notes.append(
+                f"{name} is unknown here and was left out; `llmctl import-env --help` lists what is known"
+            )
             continue
         try:
             handler(made, value, env, memory_gib)
@@ -219,3 +225,9 @@ _HANDLERS: dict[str, Callable[[Import, str, Mapping[str, str], float], None]] = 
     "SWAP_SPACE_GB": _swap,
     "MODEL_CACHE_DIR": _models_dir,
 }
+_EPILOG = f"""\
+known: {", ".join(_HANDLERS)}
+
+example:
+  llmctl import-env .env > ansible/inventory/mine/host_vars/HOST.yml
+"""

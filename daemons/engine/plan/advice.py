@@ -73,11 +73,14 @@ def advise(
             return Advice(way, replicas, max(1, min(256, int(users * 2))), token, ledgers[way], reason)
     entry = ledgers[ways[-1]]
     short = (entry.cache.request(context) - entry.kv_cache) * ways[-1] / GIB
+    cure = "a quantized or smaller model"
+    if entry.kv_cache > 0:
+        cure = f"a shorter context, or {cure}"
     return Advice(
         0,
         0,
         0,
         token,
         entry,
-        f"does not fit on {gpus} GPU(s): {short:.1f} GiB short; take a quantized or smaller model",
+        f"does not fit on {gpus} GPU(s): {short:.1f} GiB short; take {cure}",
     )

@@ -13,7 +13,7 @@ from daemons.engine.plan.catalogue import COMMON
 from daemons.engine.plan.memory import QUANTIZATIONS
 from daemons.llmctl.models import MODELS_DIR
 from daemons.llmctl.plan.sources import Found, Gpus, Sources, from_catalogue, gpus_here
-from daemons.llmctl.plan.view import Row, as_json, bar, ledger_table, table
+from daemons.llmctl.plan.view import Row, as_json, bar, configuration, ledger_table, table
 from daemons.runtime.cli import CONFIG_DIR
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
 
@@ -25,6 +25,7 @@ examples:
   llmctl plan ./model --gpus 2 --gpu-memory 47.5       a folder, for two cards of 47.5 GiB
   llmctl plan Llama-3-70B --quantization awq --context 32768
   llmctl plan --all                                    common models on this host
+  llmctl plan --all --gpus 2 --gpu-memory 47.5         where this host has no GPU
 
 All sizes are GiB (2^30 bytes); vendors print GB (10^9). Exit status: 0 fits, 1 does not.
 """
@@ -45,16 +46,40 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--gpu-memory", type=float, metavar="GIB", help="memory of one GPU as NVML reports it"
     )
-    parser.add_argument("--context", type=int, default=8192, metavar="TOKENS", help="tokens of one request")
+    parser.add_argument(
+        "--context",
+        type=int,
+        default=8192,
+        metavar="TOKENS",
+        help="tokens of one request (default: %(default)s)",
+    )
     parser.add_argument("--quantization", metavar="METHOD", help="awq, gptq, int8, fp8, mxfp4")
     parser.add_argument(
         "--kv-cache-dtype", choices=("auto", "fp8"), default="auto", help="numbers in the cache"
     )
-    parser.add_argument("--utilization", type=float, default=0.90, metavar="SHARE")
+    parser.add_argument(
+        "--utilization",
+        type=float,
+        default=0.90,
+        metavar="SHARE",
+        help="share of a GPU's memory that the engine may take (default: %(default)s)",
+    )
     parser.add_argument("--all", action="store_true", help="the table of common models")
     parser.add_argument("--json", action="store_true", help="for scripts: sizes in bytes")
-    parser.add_argument("--models-dir", type=Path, default=MODELS_DIR, metavar="FOLDER")
-    parser.add_argument("--config-dir", type=Path, default=CONFIG_DIR, metavar="FOLDER")
+    parser.add_argument(
+        "--models-dir",
+        type=Path,
+        default=MODELS_DIR,
+        metavar="FOLDER",
+        help="where downloaded models are (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--config-dir",
+        type=Path,
+        default=CONFIG_DIR,
+        metavar="FOLDER",
+        help="where the hub's token is (default: %(default)s)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -83,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
     console.print(ledger_table(rows[0], args.context))
     console.print(bar(rows[0].advice), markup=False)
     console.print(rows[0].advice.reason, markup=False)
+    if rows[0].advice.tensor_parallel:
+        console.print(configuration(rows[0].advice, args.context, args.utilization), markup=False)
     return 0 if rows[0].advice.tensor_parallel else 1
 
 

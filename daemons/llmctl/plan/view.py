@@ -121,3 +121,14 @@ def bar(advice: Advice) -> str:
     ]
     drawn = "".join(sign * round(_BAR * size / entry.total) for sign, size in parts)
     return f"[{drawn[:_BAR]}]\n # weights  a activations  g graphs and driver  k KV cache  . left free"
+
+
+def configuration(advice: Advice, context: int, utilization: float) -> str:
+    """What to write into an engine's settings for a plan that fits."""
+    return (
+        "\nfor the engine, in llm_engines of the inventory or in its settings file:\n"
+        f"  tensor_parallel_size: {advice.tensor_parallel}\n"
+        f"  max_model_len: {context}\n"
+        f"  max_num_seqs: {advice.max_num_seqs}\n"
+        f"  gpu_memory_utilization: {utilization}"
+    )

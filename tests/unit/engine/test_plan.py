@@ -283,3 +283,14 @@ def test_a_quantization_that_is_unknown_is_refused(capfd: pytest.CaptureFixture[
     words = ["plan", "Llama-3.1-8B", "--gpus", "1", "--gpu-memory", "24", "--quantization", "q4"]
     assert main(words) == 78
     assert "'q4' is unknown; known are awq, gptq, int4" in capfd.readouterr().err
+
+
+def test_a_plan_that_fits_ends_with_what_to_configure(capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "Llama-3.1-8B", "--gpus", "1", "--gpu-memory", "47.5", "--context"]
+    assert main([*words, "4096"]) == 0
+    text = capfd.readouterr().out
+    assert "  tensor_parallel_size: 1\n  max_model_len: 4096\n  max_num_seqs: " in text
+    assert main([*words, "10000000"]) == 1
+    text = " ".join(capfd.readouterr().out.split())
+    assert "take a shorter context, or a quantized or smaller model" in text
+    assert "tensor_parallel_size" not in text

@@ -58,7 +58,7 @@ def test_check_reads_the_keys_too(tmp_path: Path, capsys: pytest.CaptureFixture[
     path = _write(tmp_path, GOOD)
     write_key(tmp_path / "keys.d", "good")
     assert main(["--config", str(path), "--check"]) == 0
-    assert "1 engines, 1 keys" in capsys.readouterr().out
+    assert "1 engine, 1 key\n" in capsys.readouterr().out
     (tmp_path / "keys.d" / "bad.yaml").write_text(
         "name: bad\nsecrets: [plain]\nexpires: 2027-01-01T00:00:00\n"
     )

@@ -24,6 +24,7 @@ def test_check_reports_every_fault_of_every_file(tmp_path: Path, capsys: pytest.
     (tmp_path / "engines").mkdir()
     (tmp_path / "engines" / "good.yaml").write_text(ENGINE)
     assert llmctl("check", str(tmp_path)) == 0
+    assert capsys.readouterr().out == "1 file, 0 faults\n"
     (tmp_path / "engines" / "bad.yaml").write_text(ENGINE + "max_num_seqs: 0\nmodle: x\n")
     (tmp_path / "gateway.yaml").write_text("listen: 5\n")
     capsys.readouterr()

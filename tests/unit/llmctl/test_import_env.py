@@ -131,3 +131,13 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         import_env.run(argparse.Namespace(file=tmp_path / "absent"))
     assert host_memory_gib() > 0
     assert host_memory_gib(tmp_path / "absent") == 0
+
+
+def test_help_names_what_is_known_and_where_the_result_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    import_env.add_parser(parser.add_subparsers())
+    with pytest.raises(SystemExit):
+        parser.parse_args(["import-env", "--help"])
+    text = capsys.readouterr().out
+    assert "MODEL_NAME, HF_TOKEN" in text
+    assert "host_vars/HOST.yml" in text

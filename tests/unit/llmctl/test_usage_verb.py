@@ -120,7 +120,7 @@ def test_a_backup_is_restored_elsewhere(
     here = config.parent / "keys.d" / "team-a.yaml"
     assert yaml.safe_load(there.read_text()) == yaml.safe_load(here.read_text())
     assert [r.requests for r in book.usage(other.parent / "ledger.db", by=())] == [1]
-    assert "1 keys and 1 requests" in capfd.readouterr().out
+    assert "in place: 1 key, 1 request\n" in capfd.readouterr().out
 
 
 def test_a_restore_replaces_only_when_told_and_a_writer_goes_on(
