@@ -1,18 +1,14 @@
 """``make test``: every test that can run on this machine; what cannot run here is named, with the reason.
 
-Prepares what the tests need (the real vLLM for the CPU, its models), then runs pytest: once for everything on
-this machine itself, and once for deployment on hosts that it boots.
+Prepares what the tests need (the real vLLM for the CPU, its models), then runs pytest once.
 """
 
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -25,7 +21,6 @@ from daemons.llmctl.up.screen import Screen
 from daemons.llmctl.up.vllm_env import CPU, ensure_vllm
 from daemons.runtime.errors import Fatal
 
-PYTEST = [sys.executable, "-m", "pytest"]
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ROOT / "requirements"
 
@@ -70,65 +65,26 @@ def missing_programs() -> list[str]:
     ]
 
 
-def missing_hosts() -> str:
-    """Why no hosts can be booted here; empty where they can."""
-    ask = "from tests.e2e.lab.hosts import missing; print(missing() or '')"
-    done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-@contextmanager
-def beside(options: list[str] | None) -> Iterator[Callable[[], int]]:
-    """Run pytest with `options` while other tests run here, which mostly wait as it does.
-
-    Yields what waits for its end, prints what it printed, and returns its exit status.
-    """
-    if options is None:
-        yield lambda: 0
-        return
-    with tempfile.TemporaryFile() as output:
-        running = subprocess.Popen(
-            [*PYTEST, *options], cwd=ROOT, stdout=output, stderr=output, process_group=0
-        )
-
-        def wait() -> int:
-            status = running.wait()
-            output.seek(0)
-            print(output.read().decode(errors="replace"), flush=True)
-            return status
-
-        try:
-            yield wait
-        finally:
-            if running.poll() is None:
-                running.send_signal(signal.SIGINT)
-                running.wait()
-
-
 def main(arguments: Sequence[str]) -> int:
-    """Run pytest with `arguments`, or all of it; returns the exit status."""
+    """Run pytest with `arguments`; returns its exit status."""
     screen = Screen(Console(highlight=False))
     screen.line(f"Python {platform.python_version()}, {os.cpu_count()} CPUs")
-    skipped = [*missing_programs(), "what is slow by design: make e2e, make soak"]
+    skipped = [
+        *missing_programs(),
+        "deployment on booted hosts, which takes two cores for longer than all else: make e2e",
+        "what is slow by design: make soak",
+    ]
     options = ["--ignore=tests/e2e", "-m", "not slow"]
-    hosts: list[str] | None = None
     reason = prepare_vllm(screen)
     if reason:
         skipped.append(f"without the real vLLM ({reason}): every test marked vllm")
         options[-1] += " and not vllm"
     if os.geteuid() != 0:
         skipped.append("without root: every test marked root")
-    if no_hosts := missing_hosts() or reason:
-        skipped.append(f"deployment on booted hosts: {no_hosts}")
-    elif not arguments:
-        hosts = ["tests/e2e", "-m", "not slow"]
     for line in skipped:
         screen.line(f"NOT TESTED HERE: {line}", style="bold yellow")
-    with beside(hosts) as on_hosts:
-        status = subprocess.run([*PYTEST, *options, *arguments], cwd=ROOT, check=False).returncode
-        if hosts:
-            screen.line("waiting for the deployment on booted hosts, which ran beside the tests above")
-        status = max(status, on_hosts())
+    command = [sys.executable, "-m", "pytest", *options, *arguments]
+    status = subprocess.run(command, cwd=ROOT, check=False).returncode
     for line in skipped:
         screen.line(f"NOT TESTED HERE: {line}", style="bold yellow")
     return status
