@@ -104,8 +104,9 @@ def test_every_failure_has_its_own_name(run: Run, tmp_path: Path, fault: str, ou
         f"  - {{name: bad, model: 'fault:{fault}', output_tokens: 8}}\n"
         "timeouts: {stall: 0.3}\n"
     )
-    with MockEngine(first_us=1000, token_us=1000) as engine:
-        done = run(engine.url, "--plan", str(plan), "--concurrency", "4", "--requests", "40")
+    with MockEngine(first_us=1000, token_us=1000, unlisted=True) as engine:
+        options = ["--model", "bench", "--concurrency", "4", "--requests", "40"]
+        done = run(engine.url, "--plan", str(plan), *options)
     good, bad = (g for g in done.result.groups if g.kind == "type")
     assert (good.name, good.failed, good.ok) == ("good", 0, good.requests)
     assert bad.outcomes == {outcome: bad.requests}

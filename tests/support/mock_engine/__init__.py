@@ -49,6 +49,7 @@ class MockEngine:
         tokens: tokens of an answer whose request names no limit.
         slots: requests served at a time; 0 for no limit.
         services: a file of service times in microseconds, used in turn instead of `first_us`.
+        unlisted: it has no ``/v1/models``, and takes any name.
     """
 
     def __init__(
@@ -59,10 +60,13 @@ class MockEngine:
         tokens: int = 64,
         slots: int = 0,
         services: Path | None = None,
+        unlisted: bool = False,
         port: int = 0,
     ) -> None:
         self._command = [str(build()), "--port", str(port), "--slots", str(slots), "--tokens", str(tokens)]
         self._command += ["--first-us", str(first_us), "--token-us", str(token_us)]
+        if unlisted:
+            self._command.append("--unlisted")
         if services is not None:
             self._command += ["--services", str(services)]
         self._process: subprocess.Popen[str] | None = None

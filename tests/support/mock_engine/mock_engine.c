@@ -65,7 +65,7 @@ static const double BOUNDS[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 
                                 0.5, 0.75, 1, 1.5, 2, 2.5, 5, 7.5, 10, 15, 20, 30, 40, 50, 60, 120, 240};
 enum { N_BOUNDS = sizeof BOUNDS / sizeof *BOUNDS };
 
-static int opt_port, opt_slots, opt_tokens = 64;
+static int opt_port, opt_slots, opt_tokens = 64, opt_unlisted;
 static uint64_t opt_first_us = 5000, opt_token_us = 10000;
 static uint64_t *services;
 static size_t n_services, next_service;
@@ -404,7 +404,7 @@ static void get(conn *c, const char *path) {
   const char *type = "application/json";
   if (!strcmp(path, "/metrics")) { render_metrics(&body); type = "text/plain; version=0.0.4"; }
   else if (!strcmp(path, "/stats")) render_stats(&body);
-  else if (!strcmp(path, "/v1/models"))
+  else if (!strcmp(path, "/v1/models") && !opt_unlisted)
     appendf(&body, "{\"object\":\"list\",\"data\":[{\"id\":\"bench\",\"object\":\"model\",\"created\":1760000000,\"owned_by\":\"vllm\","
             "\"root\":\"bench\",\"parent\":null,\"max_model_len\":131072}]}");
   else if (strcmp(path, "/health")) {
@@ -557,10 +557,11 @@ static void read_services(const char *path) {
 
 static void read_options(int argc, char **argv) {
   static const struct option known[] = {{"port", 1, 0, 'p'}, {"slots", 1, 0, 's'}, {"first-us", 1, 0, 'f'},
-                                        {"token-us", 1, 0, 't'}, {"tokens", 1, 0, 'n'}, {"services", 1, 0, 'S'}, {0}};
+                                        {"token-us", 1, 0, 't'}, {"tokens", 1, 0, 'n'}, {"services", 1, 0, 'S'}, {"unlisted", 0, 0, 'u'}, {0}};
   for (int o; (o = getopt_long(argc, argv, "", known, NULL)) != -1;) switch (o) {
     case 'p': opt_port = atoi(optarg); break;
     case 's': opt_slots = atoi(optarg); break;
+    case 'u': opt_unlisted = 1; break;
     case 'f': opt_first_us = strtoull(optarg, NULL, 10); break;
     case 't': opt_token_us = strtoull(optarg, NULL, 10); break;
     case 'n': opt_tokens = atoi(optarg); break;
