@@ -126,7 +126,7 @@ def main() -> int:
         f"keys, limits and ledger: {best:.1f} microseconds of CPU a request at best, "
         f"{middle:.1f} in the middle of {len(runs)} runs (limit {LIMIT_MICROSECONDS:g})"
     )
-    return int(best > LIMIT_MICROSECONDS)
+    return int(middle > LIMIT_MICROSECONDS)
 
 
 if __name__ == "__main__":
