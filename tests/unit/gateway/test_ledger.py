@@ -194,6 +194,20 @@ def test_a_batch_of_doubtful_fate_is_written_once(path: Path) -> None:
     assert book.usage(path, by=())[0].requests == 2
 
 
+@pytest.mark.parametrize("count", [1, 99, 100, 101, 1234])
+def test_a_batch_of_any_size_is_written_whole(path: Path, count: int) -> None:
+    opened = [book.Opened(n, NOON, "team", "m", "chat", None, f"o{n}", True) for n in range(count)]
+    with closing(book.connect(path)) as connection:
+        book.register(connection, 1, "x")
+        book.register(connection, 2, "x")
+        book.write(connection, 2, Batch(1, opened, [], []))
+        book.write(connection, 1, Batch(1, opened, [closed(request_id=f"r{n}") for n in range(count)], []))
+        book.write(connection, 1, Batch(2, [], [], range(1, count)))
+    assert [row.request_id for row in map(Closed._make, rows(path))] == [f"r{n}" for n in range(count)]
+    left = {(row[0], row[1]) for row in rows(path, "opened")}
+    assert left == {(2, number) for number in range(count)} | {(1, 0)}
+
+
 def test_open_rows_of_a_dead_worker_are_closed_as_lost(path: Path) -> None:
     with closing(book.connect(path)) as connection:
         for worker, mark in ((1, "dead"), (2, "alive")):
