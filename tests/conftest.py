@@ -1,8 +1,10 @@
 """Guards that every test runs under."""
 
+import logging
 from collections.abc import Iterator
 
 import pytest
+import structlog
 from blockbuster import BlockBuster, blockbuster_ctx
 
 
@@ -24,3 +26,14 @@ def _no_service_manager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests run as if started by hand, whatever started them."""
     for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """A test that calls a `main` configures logging for the whole process, and not for later tests."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)

@@ -42,12 +42,13 @@ class _Sink(Protocol):
 
 class _StreamSink:
     def __init__(self, stream: TextIO) -> None:
-        self._fd = stream.fileno()
+        self._stream = stream
 
     def write(self, record: bytes) -> None:
-        # A reader that is gone (closed pipe, full disk behind a redirect) must never end the daemon.
-        with contextlib.suppress(OSError):
-            os.write(self._fd, record + b"\n")
+        # A reader that is gone (closed pipe, full disk behind a redirect) must never end the daemon, and the
+        # descriptor of a closed stream may be another file's by now.
+        with contextlib.suppress(OSError, ValueError):
+            os.write(self._stream.fileno(), record + b"\n")
 
 
 class _JournalSink:

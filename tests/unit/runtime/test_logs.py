@@ -23,8 +23,6 @@ from daemons.runtime import logs
 def stream(tmp_path: Path) -> Iterator[TextIO]:
     with (tmp_path / "log").open("w+") as file:
         yield file
-    structlog.reset_defaults()
-    logging.getLogger().handlers.clear()
 
 
 def _lines(stream: TextIO) -> list[dict[str, object]]:
@@ -46,6 +44,18 @@ def test_levels_below_the_chosen_one_are_not_written(stream: TextIO) -> None:
     structlog.get_logger().info("quiet")
     structlog.get_logger().warning("loud")
     assert [record["event"] for record in _lines(stream)] == ["loud"]
+
+
+def test_nothing_is_written_to_a_file_that_has_a_closed_streams_number(
+    stream: TextIO, tmp_path: Path
+) -> None:
+    logs.configure("x", stream=stream)
+    number = stream.fileno()
+    stream.close()
+    with (tmp_path / "ledger.db").open("w") as other:
+        assert other.fileno() == number
+        structlog.get_logger().error("the stream is closed")
+    assert not (tmp_path / "ledger.db").read_text()
 
 
 def test_secrets_are_not_rendered(stream: TextIO) -> None:
