@@ -13,6 +13,7 @@ import structlog
 from pydantic import SecretStr
 
 from daemons.gateway.admission.queue import Admission, FirstComeByClass
+from daemons.gateway.api.accept import new_id
 from daemons.gateway.api.admin import Admin
 from daemons.gateway.api.cors import Cors
 from daemons.gateway.api.dispatch import Dispatch
@@ -101,6 +102,8 @@ class Gateway(Daemon):
         self._info: Info | None = None
         self._scrapes: asyncio.Task[None] | None = None
         self._told = 0
+        # A process id may come again, and the counts of both would be taken for those of one.
+        self._worker = new_id()
         self._settle: Settle | None = None
 
     async def start(self) -> str:
@@ -220,8 +223,8 @@ class Gateway(Daemon):
             return
         self._told += 1
         sections = {TOTALS: self._totals.telling()}
-        worker = str(os.getpid())
-        await self._succession.tell(Word(worker=worker, number=self._told, last=last, sections=sections))
+        word = Word(worker=self._worker, number=self._told, last=last, sections=sections)
+        await self._succession.tell(word)
 
     async def _drain(self, inference: Inference) -> None:
         inference.draining = True

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from daemons.gateway import settings
 from daemons.gateway.gateway import Gateway
+from daemons.gateway.succession import Succession
 from daemons.runtime.sockets import Address, listen_tcp, port_of
 
 KEY = "test-key"
@@ -78,7 +79,11 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def gateway(
-    tmp_path: Path, *engine_urls: str, redis_password: str | None = None, **more: Any
+    tmp_path: Path,
+    *engine_urls: str,
+    redis_password: str | None = None,
+    succession: Succession | None = None,
+    **more: Any,
 ) -> AsyncIterator[Running]:
     """A gateway before engines that serve model ``m``, with one key; `more` are further settings."""
     engines = [{"name": f"e{i}", "url": url, "models": ["m"]} for i, url in enumerate(engine_urls)]
@@ -90,7 +95,9 @@ async def gateway(
     port, metrics_port = port_of(http), port_of(metrics)
     password = SecretStr(redis_password) if redis_password else None
     made = await asyncio.to_thread(
-        lambda: Gateway(settings.load(config), b"secret", [http], [metrics], redis_password=password)
+        lambda: Gateway(
+            settings.load(config), b"secret", [http], [metrics], succession, redis_password=password
+        )
     )
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
         try:

@@ -8,6 +8,12 @@ from aiohttp.web_request import BaseRequest
 from daemons.gateway.settings import CorsSettings
 
 _METHODS = "GET, POST"
+_LIMITS = ", ".join(
+    f"x-ratelimit-{figure}-{of}"
+    for of in ("requests", "tokens")
+    for figure in ("limit", "remaining", "reset")
+)
+_EXPOSED = f"X-Request-Id, request-id, Retry-After, x-should-retry, {_LIMITS}"
 _HEADERS = "Authorization, Content-Type, X-API-Key, X-Request-Id, anthropic-version, anthropic-beta"
 # SDKs in browsers send a dozen headers of their own, and new ones with every release.
 _ASKED = re.compile(r"[A-Za-z0-9_-]+(?:, ?[A-Za-z0-9_-]+){0,63}")
@@ -29,7 +35,7 @@ class Cors:
             return {}
         return {
             "Access-Control-Allow-Origin": "*" if "*" in self._origins else origin,
-            "Access-Control-Expose-Headers": "X-Request-Id, request-id, Retry-After",
+            "Access-Control-Expose-Headers": _EXPOSED,
             "Vary": "Origin",
         }
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import datetime as dt
+import math
 import sqlite3
 from pathlib import Path
+from time import monotonic
 
 import structlog
 from aiohttp import web
@@ -14,8 +16,12 @@ from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.tenants.authenticate import Authenticator
 from daemons.gateway.tenants.ledger import book
 from daemons.gateway.tenants.ledger.book import UsageRow
+from daemons.gateway.tenants.windows import Window
 
 log = structlog.get_logger()
+
+_PER_MINUTE = 60
+"""Times that a key may ask: each is a query of the ledger's file, beside the token path."""
 
 
 class Usage:
@@ -29,21 +35,26 @@ class Usage:
     def __init__(self, authenticate: Authenticator, ledger: Path) -> None:
         self._authenticate = authenticate
         self._ledger = ledger
+        self._asked: dict[str, Window] = {}
+        self._reading = asyncio.Lock()
 
     async def __call__(self, request: BaseRequest) -> web.StreamResponse:
         """The usage from ``?from=`` to ``?to=``, days as in 2027-01-31; by default of this month (UTC).
 
         Raises:
-            ApiError: no valid key, a malformed day, or the ledger cannot be read at present.
+            ApiError: no valid key, a malformed day, asked too often, or the ledger cannot be read at present.
         """
         tenant, _ = self._authenticate(request.headers, request.remote)
         today = dt.datetime.now(dt.UTC).date()
         since = _day(request, "from", today.replace(day=1))
         until = _day(request, "to", today)
+        self._count(tenant.alias)
         try:
-            rows = await asyncio.to_thread(
-                book.usage, self._ledger, by=("day", "model"), since=since, until=until, key=tenant.alias
-            )
+            # One at a time: many threads of them would hold the token path up.
+            async with self._reading:
+                rows = await asyncio.to_thread(
+                    book.usage, self._ledger, by=("day", "model"), since=since, until=until, key=tenant.alias
+                )
         except sqlite3.Error as error:
             log.warning("the ledger cannot be read", reason=str(error))
             raise ApiError(
@@ -62,6 +73,18 @@ class Usage:
                 "limits": tenant.limits.model_dump(exclude_none=True),
             }
         )
+
+    def _count(self, alias: str) -> None:
+        now = monotonic()
+        window = self._asked.setdefault(alias, Window())
+        if window.advance(now) >= _PER_MINUTE:
+            seconds = math.ceil(window.wait(1, _PER_MINUTE, now))
+            raise ApiError(
+                ErrorCode.RATE_LIMIT_EXCEEDED,
+                f"This API key may ask for its usage {_PER_MINUTE} times a minute; try again in {seconds} s.",
+                headers={"Retry-After": str(seconds)},
+            )
+        window.add(1, now)
 
 
 def _day(request: BaseRequest, name: str, default: dt.date) -> str:

@@ -89,6 +89,16 @@ def entries(bound_name: str) -> Check:
     return check
 
 
+_count_messages = entries("messages")
+
+
+def messages(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
+    """A list of at most so many messages."""
+    if bytes(memoryview(raw)[:1]) != b"[":
+        raise _wrong(name, "a list of messages")
+    _count_messages(name, raw, bounds)
+
+
 def prompts(bound_name: str) -> Check:
     """A text, a list of texts, a list of tokens, or a list of such lists; what is counted is prompts."""
     count = entries(bound_name)

@@ -98,9 +98,7 @@ RULES: dict[str, Rule] = {
         "response_format structured_outputs text output_config",
         checks.schema,
     ),
-    **_rules(
-        Action.BOUND, "Rendered by a template, message by message.", "messages", checks.entries("messages")
-    ),
+    **_rules(Action.BOUND, "Rendered by a template, message by message.", "messages", checks.messages),
     **_rules(
         Action.BOUND,
         "Every prompt is a request of its own (CVE-2026-73559).",

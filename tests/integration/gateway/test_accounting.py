@@ -118,6 +118,24 @@ async def test_a_key_sees_its_own_usage_only(tmp_path: Path) -> None:
         assert (await used("wrong"))[0] == 401
 
 
+async def test_a_key_that_asks_for_its_usage_without_end_is_told_to_wait(tmp_path: Path) -> None:
+    write_key(tmp_path / "keys.d", "team")
+    write_key(tmp_path / "keys.d", "other", secret="other-key")
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running_:
+
+        async def ask_usage(_: int = 0, key: str = KEY) -> aiohttp.ClientResponse:
+            return await running_.session.get(f"{running_.url}/v1/usage", headers={"X-API-Key": key})
+
+        await running_.chat()
+        await rows(tmp_path, 1)
+        answers = await asyncio.gather(*map(ask_usage, range(200)))
+        statuses = [answer.status for answer in answers]
+        assert (statuses.count(200), statuses.count(429)) == (60, 140)
+        assert 1 <= int((await ask_usage()).headers["Retry-After"]) <= 61
+        assert (await ask_usage(key="other-key")).status == 200
+        assert (await running_.chat()).status == 200
+
+
 async def test_usage_without_a_ledger_is_refused_and_requests_go_on(tmp_path: Path) -> None:
     async with (
         FakeEngine(answer_chat) as engine,

@@ -276,6 +276,7 @@ async def test_the_admin_socket(tmp_path: Path) -> None:
 
 async def test_cors_is_for_named_origins_only(tmp_path: Path) -> None:
     cors = {"allowed_origins": ["https://chat.example.org"]}
+    write_key(tmp_path / "keys.d", "team", limits={"requests_per_minute": 9, "tokens_per_minute": 9000})
     async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url, cors=cors) as running:
         for origin, status in (("https://chat.example.org", 204), ("https://evil.example.org", 405)):
             headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
@@ -290,3 +291,7 @@ async def test_cors_is_for_named_origins_only(tmp_path: Path) -> None:
                 assert ("x-stainless-os" in allowed) == (status == 204)
             answer = await running.ask("/v1/chat/completions", {"model": "m"}, Origin=origin)
             assert ("Access-Control-Allow-Origin" in answer.headers) == (status == 204)
+            exposed = answer.headers.get("Access-Control-Expose-Headers", "").lower().split(", ")
+            told = {name.lower() for name in answer.headers if name.lower().startswith(("x-", "retry-"))}
+            assert {"x-request-id", "x-ratelimit-remaining-tokens"} <= told
+            assert (told <= set(exposed)) == (status == 204)

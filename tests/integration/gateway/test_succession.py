@@ -3,14 +3,17 @@
 # ruff: noqa: ASYNC110 - other processes are watched, which set no event
 
 import asyncio
+import contextlib
 import signal
 from pathlib import Path
 
 import aiohttp
 import yaml
 
+from daemons.gateway.succession import Succession
 from tests.integration.gateway.test_hand_over import BEARER, running
 from tests.support.fake_engine import END, STREAM_HEAD, Call, FakeEngine, answer_chat, delta, event
+from tests.support.gateway import gateway
 
 NAME = 'llm_gateway_requests_total{class="default",endpoint="chat",model="m",outcome="ok"}'
 IN_FLIGHT = 'llm_gateway_requests_in_flight{class="default",endpoint="chat",model="m"}'
@@ -79,3 +82,22 @@ async def test_counters_outlive_the_workers(tmp_path: Path) -> None:  # noqa: C9
                 await asyncio.sleep(0.05)
         assert (await scrape())[NAME] == 86
         assert seen == sorted(seen)
+
+
+async def test_workers_that_had_the_same_process_id_are_told_apart(tmp_path: Path) -> None:
+    place = tmp_path / "succession"
+    async with FakeEngine(answer_chat) as engine, contextlib.AsyncExitStack() as stack:
+        before = None
+        for _ in range(3):
+            succession = Succession(place, predecessor=before is not None)
+            # All in this process, as if its id had come again.
+            serving = await stack.enter_async_context(
+                gateway(tmp_path, engine.url, succession=succession, timeouts={"drain": 5})
+            )
+            if before is not None:
+                await before.session.close()
+                await before.gateway.stop()
+            await serving.chat()
+            before = serving
+        assert before is not None
+        assert (await before.metrics())[NAME] == 3

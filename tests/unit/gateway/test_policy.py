@@ -96,6 +96,8 @@ def test_what_is_refused_is_named(name: str) -> None:
         ("include", [], [1] * 9000),
         ("messages", [{"content": "1," * 50000}], [{"content": [{}] * 8200}]),
         ("messages", [{"role": "user"}], [{str(i): {} for i in range(100000)}]),
+        ("messages", [], "hi"),
+        ("messages", [{"role": "user"}], {"role": "user"}),
         ("prompt", [5] * 30000, [5, *["a"] * 9000]),
         ("prompt", [[5] * 30000], [[[5]] * 9000]),
     ],
