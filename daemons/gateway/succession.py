@@ -79,6 +79,9 @@ class Succession:
         await asyncio.to_thread(half.rename, self._path)
 
     def _take(self, data: bytes, hear: Hear) -> None:
+        if not data:
+            # Given up before it was said; another follows.
+            return
         try:
             hear(_decode(data))
         except (msgspec.MsgspecError, KeyError) as error:
