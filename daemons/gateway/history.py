@@ -5,7 +5,7 @@ from collections import deque
 import msgspec
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """A request that has ended: its log line, and what ``explain`` shows."""
 
     request_id: str

@@ -3,7 +3,7 @@
 Label values come from configuration only; what is not configured is ``other``.
 """
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
@@ -23,33 +23,60 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 1
 SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-class Histogram:
-    """Counts by upper bound; `observe` costs one bisection."""
+_NOTED = 128
+"""Values that a histogram sorts into its buckets at once, which costs less than one by one."""
 
-    __slots__ = ("_bounds", "_counts", "_total")
+
+class Histogram:
+    """Counts by upper bound; `observe` only takes a note."""
+
+    __slots__ = ("_bounds", "_counts", "_noted", "_total")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
+        self._noted: list[float] = []
         self._total = 0.0
 
     def observe(self, value: float) -> None:
         """Count `value`."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._total += value
+        noted = self._noted
+        noted.append(value)
+        if len(noted) >= _NOTED:
+            self._count()
+
+    def observe_all(self, values: Iterable[float]) -> None:
+        """Count `values`."""
+        self._noted += values
+        self._count()
+
+    def _count(self) -> None:
+        noted, counts, counted = sorted(self._noted), self._counts, 0
+        if not noted:
+            return
+        for bucket, bound in enumerate(self._bounds):
+            within = bisect_right(noted, bound)
+            counts[bucket] += within - counted
+            counted = within
+        counts[-1] += len(noted) - counted
+        self._total += sum(noted)
+        self._noted.clear()
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts, as Prometheus wants them."""
+        self._count()
         names = [*map(repr, self._bounds), "+Inf"]
         return list(zip(names, accumulate(self._counts), strict=True))
 
     @property
     def total(self) -> float:
         """Sum of the values."""
+        self._count()
         return self._total
 
     def state(self) -> "HistogramState":
         """All of it."""
+        self._count()
         return HistogramState(self._counts, self._total)
 
     def add(self, state: "HistogramState") -> None:
@@ -82,15 +109,26 @@ class State(msgspec.Struct, frozen=True):
 
 
 class Series:
-    """The histograms of one model, endpoint and class; the `Observer` of its relays."""
+    """What is counted by model, endpoint and class; the `Observer` of its relays.
+
+    Attributes:
+        in_flight: requests being served.
+        ok: requests that ended well.
+        bytes_in: of request bodies.
+        bytes_out: of answers.
+    """
 
     __slots__ = (
+        "_answered",
+        "bytes_in",
+        "bytes_out",
         "duration",
         "engine_ttft",
         "first",
         "gap",
         "in_flight",
         "inter_token",
+        "ok",
         "overhead",
         "queue",
         "ttft",
@@ -104,8 +142,24 @@ class Series:
         self.inter_token = Histogram(SHORT)
         self.duration = Histogram(SECONDS)
         self.in_flight = 0
+        self.ok = self.bytes_in = self.bytes_out = 0
+        self._answered: list[tuple[float, float, float]] = []
         self.first = self.engine_ttft.observe
         self.gap = self.inter_token.observe
+
+    def answered(self, ttft: float, queue: float, overhead: float) -> None:
+        """An answer began: so many seconds after the request, of which so many in the queue and in here."""
+        self._answered.append((ttft, queue, overhead))
+        if len(self._answered) >= _NOTED:
+            self.gather()
+
+    def gather(self) -> None:
+        """Count what `answered` has noted."""
+        if self._answered:
+            histograms = (self.ttft, self.queue, self.overhead)
+            for histogram, values in zip(histograms, zip(*self._answered, strict=True), strict=True):
+                histogram.observe_all(values)
+            self._answered.clear()
 
 
 class Counter(dict[tuple[str, ...], float]):
@@ -115,6 +169,8 @@ class Counter(dict[tuple[str, ...], float]):
         """Count."""
         self[labels] = self.get(labels, 0) + by
 
+
+_KINDS = ("prompt", "cached", "completion")
 
 _COUNTERS = {
     "requests": ("Requests by how they ended", ("model", "endpoint", "class", "outcome")),
@@ -139,9 +195,16 @@ _HISTOGRAMS = {
 
 
 class Metrics(Collector):
-    """Everything the gateway counts."""
+    """Everything the gateway counts.
+
+    What every request adds to is counted in plain numbers, and moved to its counter when somebody asks.
+
+    Attributes:
+        answered: inference requests whose answer had status 200.
+    """
 
     def __init__(self) -> None:
+        self.answered = 0
         self.requests = Counter()
         self.http_responses = Counter()
         self.auth_failures = Counter()
@@ -152,6 +215,7 @@ class Metrics(Collector):
         self.retries = Counter()
         self.uncertain_usage = Counter()
         self._series: dict[tuple[str, str, str], Series] = {}
+        self._tokens: dict[tuple[str, str], list[int]] = {}
 
     def series(self, model: str, endpoint: str, priority: str) -> Series:
         """The histograms of this model, endpoint and class."""
@@ -163,12 +227,38 @@ class Metrics(Collector):
 
     def count_tokens(self, key: str, model: str, prompt: int, cached: int, completion: int) -> None:
         """Tokens of a request."""
-        for kind, count in (("prompt", prompt), ("cached", cached), ("completion", completion)):
-            if count:
-                self.tokens.add((key, model, kind), count)
+        tokens = self._tokens.get((key, model))
+        if tokens is None:
+            tokens = self._tokens[key, model] = [0] * len(_KINDS)
+        tokens[0] += prompt
+        tokens[1] += cached
+        tokens[2] += completion
+
+    def _gather(self) -> None:
+        """Move what was counted in plain numbers to the counters."""
+        counted: list[tuple[Counter, tuple[str, ...], int]] = []
+        for (model, endpoint, priority), series in self._series.items():
+            counted += (
+                (self.requests, (model, endpoint, priority, "ok"), series.ok),
+                (self.request_bytes, (model,), series.bytes_in),
+                (self.response_bytes, (model,), series.bytes_out),
+            )
+            series.ok = series.bytes_in = series.bytes_out = 0
+            series.gather()
+        for (key, model), tokens in self._tokens.items():
+            counted += (
+                (self.tokens, (key, model, kind), count) for kind, count in zip(_KINDS, tokens, strict=True)
+            )
+        self._tokens.clear()
+        counted.append((self.http_responses, ("200",), self.answered))
+        self.answered = 0
+        for counter, labels, by in counted:
+            if by:
+                counter.add(labels, by)
 
     def state(self) -> State:
         """Everything counted so far."""
+        self._gather()
         return State(
             {name: list(getattr(self, name).items()) for name in _COUNTERS},
             [
@@ -195,6 +285,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Every family."""
+        self._gather()
         for name, (text, labels) in _COUNTERS.items():
             counter = CounterMetricFamily(f"llm_gateway_{name}", text, labels=labels)
             for values, value in getattr(self, name).items():

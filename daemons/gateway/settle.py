@@ -44,38 +44,17 @@ class Settle:
     def __call__(self, exchange: Exchange, failure: ErrorCode | None, now: float, detail: str = "") -> None:
         """End `exchange` at loop time `now`; `failure` is None when it went well."""
         outcome = failure.value if failure else "ok"
+        relay = exchange.relay
         counts, estimated = self._counts(exchange)
-        self._count(exchange, counts, outcome, now)
+        self._count(exchange, counts, failure, now)
         reservation = exchange.reservation
         if reservation is not None:
-            if exchange.relay is not None and exchange.relay.sent_at:
+            if relay is not None and relay.sent_at:
                 reservation.settle(counts.prompt, counts.completion)
             else:
                 reservation.cancel()
         self._bill.ended(exchange, counts, outcome, now, estimated=estimated)
-        relay, tenant = exchange.relay, exchange.tenant
-        record = Record(
-            request_id=exchange.request_id,
-            key=tenant.alias,
-            model=exchange.model[:128],
-            endpoint=exchange.endpoint,
-            priority=tenant.priority,
-            stream=exchange.stream,
-            outcome=outcome,
-            status=exchange.status or (status_of(failure) if failure else 200),
-            client=exchange.client,
-            engine=exchange.engine.name if exchange.engine else None,
-            prompt_tokens=counts.prompt,
-            cached_tokens=counts.cached,
-            completion_tokens=counts.completion,
-            queue_ms=_ms(exchange.queued_seconds),
-            engine_ms=_ms(relay.first_at - relay.sent_at) if relay and relay.first_at else None,
-            ttft_ms=_ms(relay.first_at - exchange.arrived) if relay and relay.first_at else None,
-            duration_ms=_ms(now - exchange.arrived),
-            bytes_in=exchange.bytes_in,
-            bytes_out=relay.bytes_out if relay else 0,
-            retries=exchange.retries,
-        )
+        record = _record(exchange, failure, counts, now)
         self._history.add(record)
         if exchange.trace is not None:
             exchange.trace.end(record)
@@ -108,28 +87,60 @@ class Settle:
             return TokenCounts(exchange.prompt_estimate, completion=counts.completion), True
         return counts, False
 
-    def _count(self, exchange: Exchange, counts: TokenCounts, outcome: str, now: float) -> None:
-        model, alias = exchange.model_label, exchange.tenant.alias
-        metrics, relay = self._metrics, exchange.relay
-        metrics.requests.add((model, exchange.endpoint, exchange.tenant.priority, outcome))
-        metrics.request_bytes.add((model,), exchange.bytes_in)
+    def _count(self, exchange: Exchange, counts: TokenCounts, failure: ErrorCode | None, now: float) -> None:
+        metrics, relay, series = self._metrics, exchange.relay, exchange.series
+        model, tenant = exchange.model_label, exchange.tenant
         if counts is not _NOTHING:
-            metrics.count_tokens(alias, model, counts.prompt, counts.cached, counts.completion)
-        series = exchange.series
+            metrics.count_tokens(tenant.alias, model, counts.prompt, counts.cached, counts.completion)
+        if failure is not None:
+            metrics.requests.add((model, exchange.endpoint, tenant.priority, failure.value))
         if series is None:
+            # It was refused before a model was known.
+            metrics.request_bytes.add((model,), exchange.bytes_in)
             return
+        arrived = exchange.arrived
+        series.ok += failure is None
+        series.bytes_in += exchange.bytes_in
         series.in_flight -= 1
-        series.duration.observe(now - exchange.arrived)
+        series.duration.observe(now - arrived)
         if relay is not None:
-            metrics.response_bytes.add((model,), relay.bytes_out)
-            if relay.first_at:
-                ttft = relay.first_at - exchange.arrived
-                series.ttft.observe(ttft)
-                series.queue.observe(exchange.queued_seconds)
-                engine = relay.first_at - relay.sent_at
-                series.overhead.observe(max(0.0, ttft - engine - exchange.queued_seconds))
+            series.bytes_out += relay.bytes_out
+            first = relay.first_at
+            if first:
+                queued = exchange.queued_seconds
+                series.answered(first - arrived, queued, relay.sent_at - arrived - queued)
 
 
-def _ms(seconds: float) -> float:
-    """Milliseconds, to the microsecond."""
-    return int(seconds * 1e6) / 1000
+def _record(exchange: Exchange, failure: ErrorCode | None, counts: TokenCounts, now: float) -> Record:
+    relay, tenant, engine, arrived = exchange.relay, exchange.tenant, exchange.engine, exchange.arrived
+    engine_ms = ttft_ms = None
+    bytes_out = 0
+    if relay is not None:
+        bytes_out, first = relay.bytes_out, relay.first_at
+        if first:
+            # To the microsecond.
+            engine_ms = (first - relay.sent_at) * 1e6 // 1 / 1000
+            ttft_ms = (first - arrived) * 1e6 // 1 / 1000
+    # In the order of its fields: names would cost as much again.
+    return Record(
+        exchange.request_id,
+        tenant.alias,
+        exchange.model[:128],
+        exchange.endpoint,
+        tenant.priority,
+        exchange.stream,
+        failure.value if failure else "ok",
+        exchange.status or (status_of(failure) if failure else 200),
+        exchange.client,
+        engine.name if engine is not None else None,
+        counts.prompt,
+        counts.cached,
+        counts.completion,
+        exchange.queued_seconds * 1e6 // 1 / 1000,
+        engine_ms,
+        ttft_ms,
+        (now - arrived) * 1e6 // 1 / 1000,
+        exchange.bytes_in,
+        bytes_out,
+        exchange.retries,
+    )

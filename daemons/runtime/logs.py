@@ -160,16 +160,14 @@ class Records:
         self._event = event
         self._encode = msgspec.json.Encoder(enc_hook=str).encode
         self._middle = self._encode({"level": "info", "service": service, "event": event})[1:-1]
-        self._second = 0
-        self._stamp = b""
+        self._moment = 0
+        self._begun = b""
         self._waiting: list[bytes] = []
 
     def add(self, record: msgspec.Struct) -> bool:
         """Take `record` for the next `flush`; whether it is the first since the last one."""
         if self._render is None:
-            self._waiting.append(
-                b'{"time":"%b",%b,%b' % (self._now(), self._middle, self._encode(record)[1:])
-            )
+            self._waiting.append(self._beginning() + self._encode(record)[1:])
         else:
             fields = {"level": "info", "event": self._event, **msgspec.structs.asdict(record)}
             self._waiting.append(self._render(None, "info", fields))
@@ -185,13 +183,14 @@ class Records:
             for record in waiting:
                 self._sink.write(record)
 
-    def _now(self) -> bytes:
-        now = time.time()
-        second = int(now)
-        if second != self._second:
-            self._second = second
-            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
-        return b"%b.%03dZ" % (self._stamp, int((now - second) * 1000))
+    def _beginning(self) -> bytes:
+        """What a line begins with, the same within a millisecond."""
+        moment = int(time.time() * 1000)
+        if moment != self._moment:
+            second, millis = divmod(moment, 1000)
+            stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+            self._moment, self._begun = moment, b'{"time":"%b.%03dZ",%b,' % (stamp, millis, self._middle)
+        return self._begun
 
 
 def _is_journal(stream: TextIO) -> bool:
