@@ -44,13 +44,12 @@ class _Text(msgspec.Struct, forbid_unknown_fields=True):
 _decode_texts = msgspec.json.Decoder(list[_Text]).decode
 
 
-def only_texts(messages: msgspec.Raw) -> bool:
-    """Whether `messages` are texts and nothing else: the common case, told in one pass."""
+def count_texts(messages: msgspec.Raw) -> int | None:
+    """How many `messages` there are if they are texts and nothing else: the common case, told in one pass."""
     try:
-        _decode_texts(messages)
+        return len(_decode_texts(messages))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return False
-    return True
+        return None
 
 
 def may_hold_media(body: bytes) -> bool:

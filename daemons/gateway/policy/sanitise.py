@@ -8,15 +8,17 @@ import msgspec
 
 from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.policy.bounds import PolicySettings
-from daemons.gateway.policy.checks import value_of
+from daemons.gateway.policy.checks import Check, beyond, entries, small, value_of
 from daemons.gateway.policy.items import check_items
-from daemons.gateway.policy.media import NO_MEDIA, Media, check_media, may_hold_media, only_texts
+from daemons.gateway.policy.media import NO_MEDIA, Media, check_media, count_texts, may_hold_media
 from daemons.gateway.policy.structure import check_structure
 from daemons.gateway.policy.table import RULES, Action
 
 Body = dict[str, msgspec.Raw]
 
 _decode_body = msgspec.json.Decoder(Body).decode
+_decode_flag = msgspec.json.Decoder(bool | None).decode
+_decode_number = msgspec.json.Decoder(float | bool | None).decode
 _decode_text = msgspec.json.Decoder(str).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -40,6 +42,24 @@ _TOKENS_OF_MEDIA = 1024
 """An image costs from some hundred to some thousand tokens, depending on the model."""
 _NOTHING = frozenset({b"null", b"false"})
 _FALSE = msgspec.Raw(b"false")
+
+
+def _refuse(name: str, raw: msgspec.Raw, _: PolicySettings) -> None:
+    if bytes(raw) not in _NOTHING:
+        reason = RULES[name].reason
+        raise ApiError(ErrorCode.PARAMETER_NOT_ALLOWED, f"'{name}' must not be set: {reason}", param=name)
+
+
+# What goes on to the engine, and how it is checked before; the rest is dropped. What is set in place of
+# "stream_options" depends on them, and "messages" are counted with a look at what they hold.
+_CHECKS: dict[str, Check | None] = {
+    **{name: rule.check for name, rule in RULES.items() if rule.action in {Action.PASS, Action.BOUND}},
+    **{name: _refuse for name, rule in RULES.items() if rule.action is Action.REFUSE},
+    **dict.fromkeys(("stream_options", "messages")),
+}
+_FREE = frozenset(name for name, check in _CHECKS.items() if check is None)
+_FREE_IF_SMALL = _FREE | {name for name, check in _CHECKS.items() if check is small}
+_count_messages = entries("messages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +139,12 @@ def flag_of(body: Body, name: str) -> bool:
     Raises:
         ApiError: it is something else.
     """
-    value = body.get(name)
-    if value is None:
+    if name not in body:
         return False
-    raw = bytes(value)
-    if raw not in {b"true", b"false", b"null"}:
-        raise ApiError(ErrorCode.INVALID_REQUEST, f"'{name}' must be true or false.", param=name)
-    return raw == b"true"
+    try:
+        return bool(_decode_flag(body[name]))
+    except msgspec.MsgspecError:
+        raise ApiError(ErrorCode.INVALID_REQUEST, f"'{name}' must be true or false.", param=name) from None
 
 
 class Policy:
@@ -155,10 +174,12 @@ class Policy:
         """
         body = parse(raw)
         model = text_of(body, "model")
-        check_structure(body, len(raw), self._bounds)
-        changed = self._apply(body)
+        size = len(raw)
+        check_structure(body, size, self._bounds)
+        # What fits into the bound as a whole has no parameter beyond it.
+        changed = self._apply(body, _FREE_IF_SMALL if size <= self._bounds.value_bytes else _FREE)
         media = NO_MEDIA
-        if not _plain(body) and may_hold_media(raw):
+        if not self._only_texts(body) and may_hold_media(raw):
             for name in _CONVERSATIONS:
                 if name in body:
                     media += check_media(name, body[name], self._media_hosts(model))
@@ -179,39 +200,46 @@ class Policy:
             body["cache_salt"] = msgspec.Raw(self._salt(cache_group))
             changed = True
         return Sanitised(
-            model=model,
-            stream=stream,
-            keep_final=keep_final,
-            keep_all=keep_all,
-            body=_encode(body) if changed else raw,
-            prompt_tokens=_prompt_tokens(len(raw), media) if fields.metered else 0,
-            answer_tokens=_answer_tokens(body) if fields.streams else 0,
-            answers=_answers(body) if stream else 0,
+            model,
+            stream,
+            keep_final,
+            keep_all,
+            _encode(body) if changed else raw,
+            _prompt_tokens(size, media) if fields.metered else 0,
+            _answer_tokens(body) if fields.streams else 0,
+            _answers(body) if stream else 0,
         )
 
-    def _apply(self, body: Body) -> bool:
-        """Hold `body` against the table; whether anything was dropped from it."""
+    def _apply(self, body: Body, free: Collection[str]) -> bool:
+        """Hold `body` against the table, except for what is `free`; whether anything was dropped from it."""
         dropped = []
-        for name, raw in body.items():
-            rule = RULES.get(name)
-            if rule is None or rule.action is Action.DROP:
-                dropped.append(name)
-            elif rule.check is not None:
-                rule.check(name, raw, self._bounds)
-            elif rule.action is Action.REFUSE and bytes(raw) not in _NOTHING:
-                raise ApiError(
-                    ErrorCode.PARAMETER_NOT_ALLOWED, f"'{name}' must not be set: {rule.reason}", param=name
-                )
-            elif rule.action is Action.SET and name != "stream_options":
-                dropped.append(name)
+        for name in body:
+            if name not in free:
+                check = _CHECKS.get(name)
+                if check is not None:
+                    check(name, body[name], self._bounds)
+                else:
+                    dropped.append(name)
         for name in dropped:
             del body[name]
         return bool(dropped)
 
+    def _only_texts(self, body: Body) -> bool:
+        """Whether `body` is a bearable number of messages that are texts, and no other conversation.
 
-def _plain(body: Body) -> bool:
-    messages = body.get("messages")
-    return messages is not None and _BEYOND_MESSAGES.isdisjoint(body) and only_texts(messages)
+        Raises:
+            ApiError: there are too many messages, whatever they are.
+        """
+        messages = body.get("messages")
+        if messages is None:
+            return False
+        count = count_texts(messages)
+        if count is None:
+            _count_messages("messages", messages, self._bounds)
+            return False
+        if count > self._bounds.messages:
+            raise beyond("messages", f"{count} entries", self._bounds.messages)
+        return _BEYOND_MESSAGES.isdisjoint(body)
 
 
 def _prompt_tokens(size: int, media: Media) -> int:
@@ -238,11 +266,16 @@ _LENGTHS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 def _answer_tokens(body: Body) -> int | None:
     for name in _LENGTHS:
-        raw = body.get(name)
-        if raw is not None and (most := bytes(raw)).isdigit():
-            n = body.get("n")
-            return int(most) * (int(answers) if n and (answers := bytes(n)).isdigit() else 1)
+        if name in body:
+            most = _whole(body[name])
+            if most is not None:
+                return most * (_whole(body["n"]) or 1) if "n" in body else most
     return None
+
+
+def _whole(raw: msgspec.Raw) -> int | None:
+    number = _decode_number(raw)
+    return None if number is None or isinstance(number, bool) else int(number)
 
 
 def _answers(body: Body) -> int:
