@@ -8,7 +8,8 @@ import msgspec
 
 from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.policy.bounds import PolicySettings
-from daemons.gateway.policy.checks import Check, beyond, entries, small, value_of
+from daemons.gateway.policy.checks import Check, beyond, small, value_of
+from daemons.gateway.policy.checks import messages as check_messages
 from daemons.gateway.policy.items import check_items
 from daemons.gateway.policy.media import NO_MEDIA, Media, check_media, count_texts, may_hold_media
 from daemons.gateway.policy.structure import check_structure
@@ -59,7 +60,6 @@ _CHECKS: dict[str, Check | None] = {
 }
 _FREE = frozenset(name for name, check in _CHECKS.items() if check is None)
 _FREE_IF_SMALL = _FREE | {name for name, check in _CHECKS.items() if check is small}
-_count_messages = entries("messages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +235,7 @@ class Policy:
             return False
         count = count_texts(messages)
         if count is None:
-            _count_messages("messages", messages, self._bounds)
+            check_messages("messages", messages, self._bounds)
             return False
         if count > self._bounds.messages:
             raise beyond("messages", f"{count} entries", self._bounds.messages)
