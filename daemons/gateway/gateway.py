@@ -263,6 +263,7 @@ class Gateway(Daemon):
             for engine in self.pool.engines:
                 for relay in list(engine.relays):
                     relay.check(now)
+            self._metrics.gather()
             # A place may be there without an event: a retry has left it, or an engine has rested.
             for model in self.pool.models:
                 self._admission.pump(model, now)

@@ -28,14 +28,20 @@ _NOTED = 128
 
 
 class Histogram:
-    """Counts by upper bound; `observe` only takes a note."""
+    """Counts by upper bound, many values at once.
 
-    __slots__ = ("_bounds", "_counts", "_noted", "_total")
+    Attributes:
+        note: takes a value in the cheapest way there is; whoever calls it sees to it that `count` is called
+            about every second.
+    """
+
+    __slots__ = ("_bounds", "_counts", "_noted", "_total", "note")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._noted: list[float] = []
+        self.note = self._noted.append
         self._total = 0.0
 
     def observe(self, value: float) -> None:
@@ -43,14 +49,15 @@ class Histogram:
         noted = self._noted
         noted.append(value)
         if len(noted) >= _NOTED:
-            self._count()
+            self.count()
 
     def observe_all(self, values: Iterable[float]) -> None:
         """Count `values`."""
         self._noted += values
-        self._count()
+        self.count()
 
-    def _count(self) -> None:
+    def count(self) -> None:
+        """Sort what was noted into the buckets."""
         noted, counts, counted = sorted(self._noted), self._counts, 0
         if not noted:
             return
@@ -64,19 +71,19 @@ class Histogram:
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts, as Prometheus wants them."""
-        self._count()
+        self.count()
         names = [*map(repr, self._bounds), "+Inf"]
         return list(zip(names, accumulate(self._counts), strict=True))
 
     @property
     def total(self) -> float:
         """Sum of the values."""
-        self._count()
+        self.count()
         return self._total
 
     def state(self) -> "HistogramState":
         """All of it."""
-        self._count()
+        self.count()
         return HistogramState(self._counts, self._total)
 
     def add(self, state: "HistogramState") -> None:
@@ -145,7 +152,7 @@ class Series:
         self.ok = self.bytes_in = self.bytes_out = 0
         self._answered: list[tuple[float, float, float]] = []
         self.first = self.engine_ttft.observe
-        self.gap = self.inter_token.observe
+        self.gap = self.inter_token.note
 
     def answered(self, ttft: float, queue: float, overhead: float) -> None:
         """An answer began: so many seconds after the request, of which so many in the queue and in here."""
@@ -154,7 +161,8 @@ class Series:
             self.gather()
 
     def gather(self) -> None:
-        """Count what `answered` has noted."""
+        """Count what `answered` and `gap` have noted."""
+        self.inter_token.count()
         if self._answered:
             histograms = (self.ttft, self.queue, self.overhead)
             for histogram, values in zip(histograms, zip(*self._answered, strict=True), strict=True):
@@ -234,8 +242,8 @@ class Metrics(Collector):
         tokens[1] += cached
         tokens[2] += completion
 
-    def _gather(self) -> None:
-        """Move what was counted in plain numbers to the counters."""
+    def gather(self) -> None:
+        """Move what was counted in plain numbers to the counters; called about every second, too."""
         counted: list[tuple[Counter, tuple[str, ...], int]] = []
         for (model, endpoint, priority), series in self._series.items():
             counted += (
@@ -258,7 +266,7 @@ class Metrics(Collector):
 
     def state(self) -> State:
         """Everything counted so far."""
-        self._gather()
+        self.gather()
         return State(
             {name: list(getattr(self, name).items()) for name in _COUNTERS},
             [
@@ -285,7 +293,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Every family."""
-        self._gather()
+        self.gather()
         for name, (text, labels) in _COUNTERS.items():
             counter = CounterMetricFamily(f"llm_gateway_{name}", text, labels=labels)
             for values, value in getattr(self, name).items():

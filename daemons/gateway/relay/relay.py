@@ -12,7 +12,7 @@ from typing import Protocol
 from daemons.gateway.errors import ErrorCode
 from daemons.gateway.relay.http1 import ProtocolError, ResponseHead
 from daemons.gateway.relay.sse import TokenCounts, UsageScan
-from daemons.gateway.relay.upstream import EngineConnection, Shortcut
+from daemons.gateway.relay.upstream import EngineConnection, Receive
 
 _COLLECT = 262144
 """An answer up to this size is collected, so that it reaches the client whole or not at all."""
@@ -20,12 +20,12 @@ _MAX_ERROR = 65536
 
 
 class Observer(Protocol):
-    """Told of the moments that metrics are made of; both in seconds."""
+    """Told of the moments that metrics are made of, in seconds."""
 
     def first(self, seconds: float) -> None:
         """The first piece of the answer came so long after the request went to the engine."""
 
-    def gap(self, seconds: float) -> None:
+    def gap(self, seconds: float, /) -> None:
         """Another piece came so long after the one before."""
 
 
@@ -223,7 +223,7 @@ class Relay:
             if self._collected_size > _COLLECT:
                 self._forward_collected()
 
-    def shortcut(self) -> Shortcut | None:
+    def shortcut(self, otherwise: Receive) -> Receive | None:
         return None
 
     def response_ended(self) -> None:

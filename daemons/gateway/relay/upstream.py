@@ -23,8 +23,11 @@ class Sink(Protocol):
     def body_received(self, data: bytes, last: bool) -> None:
         """The next piece of the body, its transfer coding removed; never empty, `last` if none follows."""
 
-    def shortcut(self) -> "Shortcut | None":
-        """What may be offered the next pieces with their chunk framing, if anything."""
+    def shortcut(self, otherwise: "Receive") -> "Receive | None":
+        """What takes the next pieces as they come off the wire, from a chunk boundary on, if anything.
+
+        It hands to `otherwise` all that is not one whole chunk, and the last chunk.
+        """
 
     def response_ended(self) -> None:
         """The body is complete."""
@@ -33,9 +36,7 @@ class Sink(Protocol):
         """The answer will not be completed: `ProtocolError`, or `OSError` when the connection was lost."""
 
 
-Shortcut = Callable[[bytes], bool]
-"""Takes bytes as they came off the wire at a chunk boundary, and says whether it did. It takes whole chunks
-only, and never the last one; what it leaves goes the general way."""
+Receive = Callable[[bytes], None]
 
 
 class Home(Protocol):
@@ -52,6 +53,7 @@ class EngineConnection(asyncio.Protocol):
     """A client connection, owned by its `Home` while idle.
 
     Attributes:
+        data_received: takes what arrives; the event loop calls what it found here when it was last told.
         transport: the transport, set once connected.
         used: answers completed on this connection.
         idle_since: loop time since which it is idle.
@@ -62,8 +64,8 @@ class EngineConnection(asyncio.Protocol):
         "_head",
         "_home",
         "_keep_alive",
-        "_shortcut",
         "_sink",
+        "data_received",
         "idle_since",
         "transport",
         "used",
@@ -72,10 +74,10 @@ class EngineConnection(asyncio.Protocol):
     def __init__(self, home: Home) -> None:
         self._home = home
         self._sink: Sink | None = None
-        self._shortcut: Shortcut | None = None
         self._head = b""
         self._body: LengthBody | ChunkedBody | None = None
         self._keep_alive = True
+        self.data_received: Receive = self._receive  # type: ignore[assignment]
         self.transport: asyncio.Transport
         self.used = 0
         self.idle_since = 0.0
@@ -94,13 +96,16 @@ class EngineConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Drop the connection; the engine takes that as the end of the request. The sink hears no more."""
-        self._sink = self._shortcut = None
+        self._sink = None
+        self._receive_with(self._receive)
         self.transport.abort()
 
-    def data_received(self, data: bytes) -> None:
-        shortcut = self._shortcut
-        if shortcut is not None and shortcut(data):
-            return
+    def _receive_with(self, receive: Receive) -> None:
+        if receive != self.data_received:
+            self.data_received = receive
+            self.transport.set_protocol(self)
+
+    def _receive(self, data: bytes) -> None:
         sink = self._sink
         if sink is None:
             # Nothing was asked: whatever this is, it must not become somebody's answer.
@@ -120,7 +125,8 @@ class EngineConnection(asyncio.Protocol):
         if body.done:
             self._finish()
         elif self._sink is not None:
-            self._shortcut = sink.shortcut() if body.aligned else None
+            shortcut = sink.shortcut(self._receive) if body.aligned else None
+            self._receive_with(shortcut or self._receive)
 
     def _receive_head(self, data: bytes, sink: Sink) -> None:
         if self._head:
@@ -162,7 +168,7 @@ class EngineConnection(asyncio.Protocol):
 
     def _finish(self) -> None:
         sink, self._sink, self._body = self._sink, None, None
-        self._shortcut = None
+        self._receive_with(self._receive)
         if sink is None:
             return
         self.used += 1
@@ -175,7 +181,8 @@ class EngineConnection(asyncio.Protocol):
         sink.response_ended()
 
     def _fail(self, error: Exception) -> None:
-        sink, self._sink, self._shortcut = self._sink, None, None
+        sink, self._sink = self._sink, None
+        self._receive_with(self._receive)
         self.transport.abort()
         if sink is not None:
             sink.response_failed(error)

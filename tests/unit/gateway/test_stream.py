@@ -33,6 +33,9 @@ class _Transport:
     def abort(self) -> None:
         """Nothing to cut."""
 
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """The tests call the protocol themselves."""
+
     def pause_reading(self) -> None:
         self.reads = False
 
@@ -65,13 +68,13 @@ def relayed(
     """What a client gets of an answer that arrives in `pieces`, its framing removed."""
 
     async def run() -> tuple[bytes, StreamRelay]:
-        client = _Client()
+        client, series = _Client(), Series()
         relay = StreamRelay(
             client,
             asyncio.get_running_loop(),
             fields=b"",
             patience=PATIENCE,
-            observer=Series(),
+            observer=series,
             events=make,
             error_event=lambda code: b"data: %b\n\n" % code.value.encode(),
             chunked=True,
@@ -87,6 +90,40 @@ def relayed(
         return body.feed(written.partition(b"\r\n\r\n")[2]), relay
 
     return asyncio.run(run())
+
+
+async def test_gaps_are_those_of_the_engine_and_none_is_lost() -> None:
+    client, series, stub = _Client(), Series(), _Transport()
+    relay = StreamRelay(
+        client,
+        asyncio.get_running_loop(),
+        fields=b"",
+        patience=PATIENCE,
+        observer=series,
+        events=lambda: OpenAIFilter(keep_final=False, keep_all=False),
+        error_event=lambda _: b"",
+        chunked=True,
+    )
+    connection = EngineConnection(_Home())
+    connection.connection_made(cast("asyncio.Transport", stub))
+    relay.begin(connection, b"")
+    connection.data_received(HEAD)
+    (piece,) = _chunks([START + b'"a"}}],"usage":{"completion_tokens":1}}\n\n'])
+
+    def counted() -> float:
+        return series.inter_token.buckets()[-1][1]
+
+    for _ in range(5):
+        connection.data_received(piece)
+    assert counted() == 4
+    connection.data_received(piece)
+    before = series.inter_token.total
+    relay.client_paused()
+    await asyncio.sleep(0.05)
+    relay.client_resumed()
+    connection.data_received(piece)
+    assert counted() == 6
+    assert series.inter_token.total - before < 0.05
 
 
 def plain(client: _Client) -> Relay:
