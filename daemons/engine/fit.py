@@ -16,6 +16,7 @@ from daemons.engine.plan.memory import GIB, ledger
 from daemons.engine.plan.shape import Shape, read_shape
 from daemons.engine.plan.weights import weights_in
 from daemons.engine.vllm_log import Figures
+from daemons.runtime.cli import counted
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
 
 log = structlog.get_logger()
@@ -66,7 +67,7 @@ def plan(settings: EngineSettings, folder: Path, gpus: Sequence[Gpu], release: s
     smallest = min(one.memory_bytes for one in gpus)
     if weights // ranks > smallest:
         raise Fatal(
-            f"model: its weights are {weights / ranks / GIB:.1f} GiB for each of {ranks} GPU(s) of "
+            f"model: its weights are {weights / ranks / GIB:.1f} GiB for each of {counted(ranks, 'GPU')} of "
             f"{smallest / GIB:.1f} GiB: take a quantized or smaller model, or raise tensor_parallel_size",
             EXIT_CONFIG,
         )

@@ -14,6 +14,7 @@ from daemons.gpu_exporter.settings import GpuExporterSettings
 from daemons.gpu_exporter.snapshot import NvmlState, Snapshot, XidEvent
 from daemons.gpu_exporter.supervisor import Ending, Events
 from daemons.gpu_exporter.xid_counts import Source, XidCounts
+from daemons.runtime.cli import counted
 
 STATE = gauge("gpu_exporter_nvml_state", "Whether NVML answers: 1 for the state that holds, 0 for the others")
 AGE = gauge(
@@ -110,7 +111,7 @@ class Page(Events):
     def status(self) -> str:
         """One line for ``systemctl status``."""
         if self._state is NvmlState.OK:
-            return f"{self.inventory.present} GPUs answer"
+            return f"answering: {counted(self.inventory.present, 'GPU')}"
         return f"no GPU data: {self._state.replace('_', ' ')} ({self._detail})"
 
     def age(self) -> float | None:

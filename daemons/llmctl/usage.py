@@ -16,6 +16,7 @@ from daemons.gateway.tenants.key_files import KeyFiles
 from daemons.gateway.tenants.ledger import book
 from daemons.gateway.tenants.ledger.book import UsageRow
 from daemons.llmctl import gateway_files
+from daemons.runtime.cli import counted
 from daemons.runtime.errors import Fatal
 
 _DIMENSIONS = ("day", "key", "model")
@@ -119,9 +120,10 @@ def _print(rows: Sequence[UsageRow], by: Sequence[str]) -> None:
 
 def _print_notes(path: Path, lost: int, open_: int) -> None:
     if open_:
-        print(f"{open_} requests are on their way and not counted yet.")
+        verb = "is on its way" if open_ == 1 else "are on their way"
+        print(f"{counted(open_, 'request')} {verb} and not counted yet.")
     if lost:
         print(
-            f"{lost} requests ended with a gateway that was killed; what they used is not known "
+            f"{counted(lost, 'request')} ended with a gateway that was killed; what they used is not known "
             f"(outcome {book.LOST} in {path})."
         )

@@ -23,7 +23,7 @@ from daemons.loadtest.options import build_plan
 from daemons.loadtest.report.live import LiveDisplay, PlainLines
 from daemons.loadtest.report.page import render_page
 from daemons.loadtest.report.text import print_capacity, print_comparison, print_result
-from daemons.loadtest.target import discover, parse_target, served_model
+from daemons.loadtest.target import discover, parse_target, require_embeddings, served_model
 from daemons.runtime.errors import EXIT_CONFIG, Fatal, describe_os_error
 
 _PLAIN_WIDTH = 160
@@ -94,6 +94,8 @@ async def _prepare(args: argparse.Namespace, plan: Plan, console: Console) -> Jo
             console.print(f"Warning: {warning}", style="yellow")
     others = [kind.model for kind in plan.mix if kind.model is not None]
     model = await served_model(target, secrets[0], plan.model, others)
+    embedding = {kind.model or model for kind in plan.mix if kind.endpoint == "embeddings"}
+    await require_embeddings(target, secrets[0], sorted(embedding))
     sources = args.metrics if args.metrics is not None else await discover(target)
     return Job(url=args.url, target=target, model=model, secrets=secrets, sources=list(sources))
 

@@ -4,7 +4,7 @@ import asyncio
 import ipaddress
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from urllib.parse import quote, unquote, urlsplit
 
 import aiohttp
@@ -18,6 +18,7 @@ _GONE = 4
 """Exit status: nothing to load."""
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 _GLANCE = aiohttp.ClientTimeout(total=1)
+_NOT_OFFERED = frozenset({400, 404, 405, 422, 501})
 _STANDARD_PORTS: tuple[tuple[Kind, int], ...] = (
     ("gateway", 9102),
     ("gpu", 9101),
@@ -130,6 +131,31 @@ async def served_model(target: Target, secret: str, wanted: str | None, others: 
     if not listed:
         raise Fatal(f"the target lists no model ({status} from /v1/models): name one with --model", _GONE)
     return listed[0]
+
+
+async def require_embeddings(target: Target, secret: str, models: Iterable[str]) -> None:
+    """Have one text embedded by each of `models`, before thousands of requests are refused.
+
+    Raises:
+        Fatal: a model does not embed there. What may pass, such as a target that is busy, is none of this.
+    """
+    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+    async with _session(target, _TIMEOUT) as session:
+        for model in models:
+            body = {"model": model, "input": "Hello"}
+            try:
+                async with session.post(
+                    _url(target, "/v1/embeddings"), json=body, headers=headers, allow_redirects=False
+                ) as response:
+                    status = response.status
+            except (aiohttp.ClientError, OSError, TimeoutError):
+                continue
+            if status in _NOT_OFFERED:
+                raise Fatal(
+                    f"the target has no embeddings of the model {model!r} ({status} from /v1/embeddings): "
+                    "name a model that embeds with --model, or load another --endpoint",
+                    EXIT_CONFIG,
+                )
 
 
 def _listed(body: bytes) -> list[str]:

@@ -75,4 +75,4 @@ def report_check(prog: str, check: Callable[[], str]) -> int:
 
 def counted(number: int, noun: str) -> str:
     """A number and its noun, as in ``1 engine`` and ``2 engines``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"

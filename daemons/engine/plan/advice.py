@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from daemons.engine.plan.cache import cache_of
 from daemons.engine.plan.memory import GIB, Ledger, Measured, ledger
 from daemons.engine.plan.shape import Shape
+from daemons.runtime.cli import counted
 
 _ENOUGH = 0.5
 
@@ -82,5 +83,5 @@ def advise(
         0,
         token,
         entry,
-        f"does not fit on {gpus} GPU(s): {short:.1f} GiB short; take {cure}",
+        f"does not fit on {counted(gpus, 'GPU')}: {short:.1f} GiB short; take {cure}",
     )

@@ -14,7 +14,7 @@ from daemons.engine.plan.memory import QUANTIZATIONS
 from daemons.llmctl.models import MODELS_DIR
 from daemons.llmctl.plan.sources import Found, Gpus, Sources, from_catalogue, gpus_here
 from daemons.llmctl.plan.view import Row, as_json, bar, configuration, ledger_table, table
-from daemons.runtime.cli import CONFIG_DIR
+from daemons.runtime.cli import CONFIG_DIR, counted
 from daemons.runtime.errors import EXIT_CONFIG, Fatal
 
 _MILDEST_FIRST = ("int8", "awq")
@@ -138,7 +138,8 @@ def _named(args: argparse.Namespace, gpus: Gpus) -> Row:
     for method in _MILDEST_FIRST:
         milder = _row(args, gpus, args.model, method, found).advice
         if milder.tensor_parallel:
-            hint = f"with --quantization {method} it would: {milder.tensor_parallel} GPU(s), {milder.reason}"
+            needed = counted(milder.tensor_parallel, "GPU")
+            hint = f"with --quantization {method} it would: {needed}, {milder.reason}"
             return replace(row, advice=replace(row.advice, reason=f"{row.advice.reason}; {hint}"))
     return row
 

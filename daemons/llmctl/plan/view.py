@@ -10,6 +10,7 @@ from rich.table import Table
 from daemons.engine.plan.advice import Advice
 from daemons.engine.plan.memory import GIB
 from daemons.llmctl.plan.sources import Gpus
+from daemons.runtime.cli import counted
 
 _BAR = 60
 
@@ -41,7 +42,7 @@ def as_json(row: Row) -> dict[str, Any]:
 def table(rows: Sequence[Row], gpus: Gpus, context: int) -> Table:
     """One line a model: what it needs, and what to configure."""
     made = Table(
-        title=f"{gpus.count} GPU(s) of {gpus.memory / GIB:.1f} GiB, requests of {context} tokens",
+        title=f"{counted(gpus.count, 'GPU')} of {gpus.memory / GIB:.1f} GiB, requests of {context} tokens",
         box=box.SIMPLE_HEAD,
         padding=0,
         pad_edge=False,

@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from daemons.llmctl.top.readings import Engine, Gpu, Reading
+from daemons.runtime.cli import counted
 
 _GIB = 1 << 30
 _BAR = 8
@@ -66,7 +67,7 @@ def engines(reading: Reading) -> RenderableType:
     for engine in reading.engines:
         table.add_row(*_engine(engine))
     if reading.queue is not None:
-        table.caption = f"{reading.queue:.0f} requests wait at the gateway"
+        table.caption = f"waiting at the gateway: {counted(round(reading.queue), 'request')}"
         table.caption_justify = "left"
     return table
 

@@ -7,6 +7,7 @@ import os
 import random
 import secrets
 import socket
+import stat
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,8 +90,11 @@ class Layout:
         self.sockets = _socket_folder(self.state)
         self.engine_run = self.sockets / ENGINE
 
-    def make(self) -> None:
+    def make(self) -> bool:
         """Make the folders that are not there yet, private to this user.
+
+        Returns:
+            Whether the state was open to others, and is not any more.
 
         Raises:
             Fatal: a folder cannot be made, or the folder for sockets belongs to somebody else.
@@ -101,6 +105,7 @@ class Layout:
             # First, because parents that `mkdir` makes by the way are open to others.
             for folder in (self.state, *folders, self.state / "keys.d"):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return _close(self.state)
         except OSError as error:
             raise Fatal(describe_os_error(error, "make the folder")) from None
 
@@ -179,6 +184,15 @@ def _socket_folder(state: Path) -> Path:
     """A folder with a short name that is the same at every start of this checkout."""
     digest = hashlib.sha256(os.fsencode(state)).hexdigest()[:10]
     return Path(tempfile.gettempdir()) / f"llm-{os.getuid()}-{digest}"
+
+
+def _close(folder: Path) -> bool:
+    """Shut others out; whether they were in. A folder that is meant for all, as /tmp is, stays as it is."""
+    mode = folder.stat().st_mode
+    if not mode & 0o077 or mode & stat.S_ISVTX:
+        return False
+    folder.chmod(0o700)
+    return True
 
 
 def _make_private(folder: Path) -> None:

@@ -90,7 +90,8 @@ def run_up(args: argparse.Namespace) -> int:
         return 2
     screen = Screen(Console(highlight=False))
     layout = Layout(args.state)
-    layout.make()
+    if layout.make():
+        screen.line(f"{_shown(layout.state)} was open to other users: it holds keys, and is yours alone now.")
     parts = args.parts or list(instance.PARTS)
     with contextlib.ExitStack() as held:
         held.enter_context(_interruptible())

@@ -11,6 +11,7 @@ from daemons.loadtest.measure.results import GeneratorHealth, Result
 from daemons.loadtest.measure.samples import Measured, Sample, blocks_of
 from daemons.loadtest.measure.statistics import percentile
 from daemons.loadtest.measure.window import steady_state, window_end
+from daemons.runtime.cli import counted
 
 MAX_CPU = 0.9
 """Share of a core above which the generator cannot be trusted to be on time."""
@@ -99,9 +100,11 @@ def _warnings(samples: Sequence[Sample]) -> list[str]:
     silent = sum(1 for s in samples if s.record.outcome == Outcome.OK and s.record.prompt_tokens < 0)
     found = []
     if unsent:
-        found.append(f"{unsent} requests were due but never sent: the true percentiles are higher than shown")
+        found.append(
+            f"{counted(unsent, 'request')} due but never sent: the true percentiles are higher than shown"
+        )
     if abandoned:
-        found.append(f"{abandoned} requests were still running at the end and are in no percentile")
+        found.append(f"{counted(abandoned, 'request')} still running at the end, and in no percentile")
     if silent:
-        found.append(f"{silent} answers had no usage: their tokens are not counted")
+        found.append(f"{counted(silent, 'answer')} had no usage: these tokens are not counted")
     return found

@@ -11,6 +11,7 @@ from daemons.loadtest.client.records import Outcome, Records
 from daemons.loadtest.measure.results import Attribution, Cause, Latency
 from daemons.loadtest.measure.scrape import Labels, Snapshot, bucket_percentile, histogram_delta
 from daemons.loadtest.measure.statistics import percentile
+from daemons.runtime.cli import counted
 
 STAGES = {
     "gateway queue": ("gateway", "llm_gateway_queue_seconds"),
@@ -166,7 +167,7 @@ def _notes(
         notes.append(f"prefix cache: {hits / queries:.0%} of the prompt tokens were hits")
     retries = _increase(by_source, "llm_gateway_retries_total")
     if retries:
-        notes.append(f"the gateway sent {retries:.0f} requests a second time")
+        notes.append(f"the gateway sent {counted(round(retries), 'request')} a second time")
     return notes + _throttling(inside, by_source)
 
 

@@ -10,6 +10,7 @@ from daemons.loadtest.measure.objectives import format_seconds
 from daemons.loadtest.measure.results import Attribution, Check, Group, Latency, Result, Slice
 from daemons.loadtest.report.svg import Line, Point, line_plot, share_bar
 from daemons.loadtest.report.text import LABELS, capacity_sentence, certainty, is_share, milliseconds
+from daemons.runtime.cli import counted
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _STYLE = """
@@ -93,7 +94,7 @@ def _tiles(result: Result) -> str:
     tiles = [
         (f"{group.request_rate:,.2f}", "requests/s", offered),
         (f"{group.output_token_rate:,.1f}", "output tokens/s", f"{group.prompt_token_rate:,.1f} of prompts"),
-        (f"{group.failed:,}", "failed", f"{group.error_share:.2%} of {group.requests:,} requests"),
+        (f"{group.failed:,}", "failed", f"{group.error_share:.2%} of {counted(group.requests, 'request')}"),
         (
             f"{milliseconds(health.dispatch_p99)} ms",
             "dispatch lag P99",

@@ -10,6 +10,7 @@ from daemons.loadtest.measure.capacity import Capacity
 from daemons.loadtest.measure.compare import Comparison, Difference
 from daemons.loadtest.measure.objectives import format_seconds
 from daemons.loadtest.measure.results import Attribution, Check, Group, Latency, Result
+from daemons.runtime.cli import counted
 
 LABELS = {
     "ttft": "time to first token",
@@ -59,7 +60,8 @@ def _headline(console: Console, result: Result) -> None:
     offered = "" if result.plan["load"]["shape"] == "closed" else f" of {group.offered_rate:,.2f} offered"
     console.print(
         f"{group.request_rate:,.2f} requests/s{offered}   {group.output_token_rate:,.1f} output tok/s   "
-        f"{group.prompt_token_rate:,.1f} prompt tok/s   {group.requests:,} requests, {group.ok:,} ok, "
+        f"{group.prompt_token_rate:,.1f} prompt tok/s   "
+        f"{counted(group.requests, 'request')}, {group.ok:,} ok, "
         f"{group.failed:,} failed ({group.error_share:.2%})"
     )
     if result.checks:

@@ -241,6 +241,13 @@ def begin(url: str, *options: str) -> "subprocess.Popen[str]":
     )
 
 
+def is_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has been sent a signal that has not reached it (proc(5))."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    pending = next(line for line in lines if line.startswith("ShdPnd:"))
+    return bool(int(pending.split()[1], 16) & 1 << (number - 1))
+
+
 def test_ctrl_c_before_the_first_request(tmp_path: Path) -> None:
     with Scripted(bytewise, greeting=b"") as server:
         tester = begin(server.url)
@@ -257,7 +264,9 @@ def test_ctrl_c_twice_does_not_wait_for_the_target() -> None:
         while engine.stats()["running"] < 5:
             time.sleep(0.05)
         tester.send_signal(signal.SIGINT)
-        time.sleep(0.2)
+        # Two that wait together would be one.
+        while is_pending(tester.pid, signal.SIGINT):
+            time.sleep(0.01)
         tester.send_signal(signal.SIGINT)
         text, _ = tester.communicate(timeout=30)
     assert tester.returncode == 130, text

@@ -10,6 +10,7 @@ import pytest
 
 from daemons.loadtest.measure.compare import load_result
 from tests.integration.loadtest.conftest import Run, command, environment
+from tests.integration.loadtest.scripted import Scripted, plain
 from tests.support.mock_engine import MockEngine
 
 WHOLE = ("--no-stream", "--output-tokens", "1")
@@ -79,6 +80,19 @@ def test_a_model_that_the_target_has_not_is_refused_before_anything_is_sent(run:
             assert done.status == 78
             assert "no model 'nope'; it lists: " in done.text
         assert engine.stats()["served"] == 0
+
+
+def test_a_target_without_embeddings_is_refused_before_the_load(run: Run, tmp_path: Path) -> None:
+    for path in (None, tmp_path / "socket"):
+        with Scripted(
+            lambda connection: connection.sendall(plain(b"404 Not Found", b"")), path=path
+        ) as server:
+            done = run(server.url, "--endpoint", "embeddings", "--rate", "50", "--duration", "2s")
+            assert server.answered == 1
+        assert done.status == 78
+        assert (
+            "no embeddings of the model 'm' (404 from /v1/embeddings): name a model that embeds" in done.text
+        )
 
 
 def test_nobody_there(run: Run) -> None:

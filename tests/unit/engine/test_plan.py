@@ -234,7 +234,7 @@ def test_llmctl_plan() -> None:
     status, said = llmctl("Llama-3-70B", *A6000S)
     assert status == 1
     assert "GiB short" in said
-    assert "with --quantization int8 it would: 2 GPU(s)," in " ".join(said.split())
+    assert "with --quantization int8 it would: 2 GPUs," in " ".join(said.split())
     status, said = llmctl("Llama-3-70B", *A6000S, "--quantization", "awq", "--kv-cache-dtype", "fp8")
     assert status == 0
     assert "160.0" in said

@@ -56,9 +56,14 @@ def test_looking_writes_nothing(tmp_path: Path, temporary: Path, capfd: pytest.C
 
 def test_what_up_keeps_is_for_its_owner_only(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "state")
-    layout.make()
+    assert not layout.make()
     folders = [layout.state, layout.sockets, *(path for path in layout.state.rglob("*") if path.is_dir())]
     assert {path.stat().st_mode & 0o777 for path in folders} == {0o700}
+    layout.state.chmod(0o755)
+    assert layout.make()
+    assert layout.state.stat().st_mode & 0o777 == 0o700
+    layout.state.chmod(0o1777)
+    assert not layout.make()
 
 
 def test_an_engine_that_starts_is_not_called_running(

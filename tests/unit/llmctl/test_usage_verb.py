@@ -87,7 +87,7 @@ def test_a_key_that_was_never_there_is_said(config: Path, capfd: pytest.CaptureF
 def test_usage_tells_of_killed_gateways(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
     fill(config.parent / "ledger.db", row("a"), row("a", book.LOST))
     ctl(config, "usage", *SINCE)
-    assert "1 requests ended with a gateway that was killed" in capfd.readouterr().out
+    assert "1 request ended with a gateway that was killed" in capfd.readouterr().out
 
 
 def test_a_ledger_that_is_not_there_or_none_is_said(config: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from daemons.llmctl.host.checks.finding import Finding
 from daemons.llmctl.host.machine import Machine
 from daemons.llmctl.host.state import ADMIN_SOCKET, HostState
+from daemons.runtime.cli import counted
 from daemons.runtime.errors import EXIT_CONFIG
 
 _RESTARTS = 3
@@ -40,7 +41,7 @@ def start_limits(_: Machine, state: HostState) -> Iterator[Finding]:
         if unit.active == "activating" and unit.sub == "auto-restart":
             yield Finding(
                 unit.name,
-                f"ends and is started again, {unit.restarts} times so far",
+                f"ends and is started again, {counted(unit.restarts, 'time')} so far",
                 f"journalctl -u {unit.name}",
             )
 

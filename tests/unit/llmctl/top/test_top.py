@@ -135,7 +135,7 @@ def test_eighty_columns() -> None:
         "llama-8b-gpu0",
         "team-a",
         "no answer: dead",
-        "4 requests wait",
+        "waiting at the gateway: 4 requests",
         "q quits",
     ):
         assert word in text
