@@ -155,6 +155,22 @@ class FakeEngine:
             await self.script(call)
 
 
+class HeldStream:
+    """A script: a stream stands still after its first piece until `go_on` is set; others are answered."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, call: Call) -> None:
+        if not call.json.get("stream"):
+            await answer_chat(call)
+            return
+        await call.send(STREAM_HEAD)
+        await call.send_event(delta("a", usage=usage(7, 1)))
+        await self.go_on.wait()
+        await call.send(event("[DONE]") + END)
+
+
 async def answer_chat(call: Call) -> None:
     """What a healthy engine does: two tokens, with usage as it is asked for."""
     if not call.json.get("stream"):

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from daemons.gateway.succession import Succession
 from daemons.runtime.sockets import Address, listen_tcp, port_of
 
 KEY = "test-key"
+BEARER = {"Authorization": f"Bearer {KEY}"}
 
 
 def write_key(folder: Path, name: str, secret: str = KEY, **more: object) -> Path:
@@ -58,6 +59,11 @@ class Running:
         messages = [{"role": "user", "content": "Hi"}]
         return await self.ask("/v1/chat/completions", {"model": "m", "messages": messages, **body})
 
+    def streaming(self, **body: Any) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """A chat completion as a stream, to be read piece by piece."""
+        asked = {"model": "m", "messages": [], "stream": True, **body}
+        return self.session.post(f"{self.url}/v1/chat/completions", json=asked, headers=BEARER)
+
     async def metrics(self) -> dict[str, float]:
         """Samples of the metrics port, by name and labels."""
         async with self.session.get(f"http://127.0.0.1:{self.metrics_port}/metrics") as response:
@@ -75,6 +81,19 @@ class Running:
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
+
+
+async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait until `condition` holds: a predicate over the gateway or its engines, of which no event tells."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def idle(running: Running) -> bool:
+    """Whether nothing is on its way."""
+    pool = running.gateway.pool
+    return all(engine.in_flight == 0 and not engine.relays for engine in pool.engines)
 
 
 @contextlib.asynccontextmanager

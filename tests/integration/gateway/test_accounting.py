@@ -16,9 +16,17 @@ import aiohttp
 
 from daemons.gateway.tenants.ledger import book
 from daemons.gateway.tenants.ledger.book import Closed
-from tests.integration.gateway.test_hand_over import BEARER, Master, running
-from tests.support.fake_engine import END, STREAM_HEAD, Call, FakeEngine, answer_chat, delta, event, usage
-from tests.support.gateway import KEY, gateway, write_key
+from tests.support.fake_engine import (
+    STREAM_HEAD,
+    Call,
+    FakeEngine,
+    HeldStream,
+    answer_chat,
+    delta,
+    usage,
+)
+from tests.support.gateway import BEARER, KEY, gateway, write_key
+from tests.support.gateway_processes import Master, running
 
 CHAT = "/v1/chat/completions"
 
@@ -66,7 +74,7 @@ async def test_every_ending_has_its_row(tmp_path: Path) -> None:
 
     async with (
         FakeEngine(script) as engine,
-        gateway(tmp_path, engine.url, timeouts={"between_chunks": 0.3}) as running_,
+        gateway(tmp_path, engine.url, timeouts={"between_chunks": 2}) as running_,
     ):
         await running_.chat()
         await running_.chat(stream=True)
@@ -226,34 +234,21 @@ async def metric(session: aiohttp.ClientSession, master: Master, name: str) -> f
 
 
 async def test_two_workers_write_one_ledger_over_a_reload(tmp_path: Path) -> None:
-    go_on = asyncio.Event()
-
-    async def script(call: Call) -> None:
-        if not call.json.get("stream"):
-            await answer_chat(call)
-            return
-        await call.send(STREAM_HEAD)
-        await call.send_event(delta("x", usage=usage(7, 1)))
-        await go_on.wait()
-        await call.send(event("[DONE]") + END)
-
+    held = HeldStream()
     async with (
-        FakeEngine(script) as engine,
+        FakeEngine(held) as engine,
         running(tmp_path, engine) as master,
         aiohttp.ClientSession() as session,
     ):
         stream = asyncio.create_task(ask(session, master, stream=True))
         await rows(tmp_path, 1, "opened")
-        before = master.workers()
-        master.process.send_signal(signal.SIGHUP)
+        before = await master.reload()
         async with asyncio.timeout(60):
-            while not master.workers() - before or await ask(session, master) != 200:
+            while await ask(session, master) != 200:
                 await asyncio.sleep(0.05)
-        go_on.set()
+        held.go_on.set()
         assert await stream == 200
-        async with asyncio.timeout(60):
-            while before & master.workers():
-                await asyncio.sleep(0.05)
+        await master.without(before)
         found = await rows(tmp_path, 2)
         assert {row.outcome for row in found} == {"ok"}
         assert sum(row.completion for row in found if row.stream) == 1
@@ -267,11 +262,8 @@ async def test_a_burst_over_a_reload_lets_exactly_the_limit_pass(tmp_path: Path)
         aiohttp.ClientSession() as lasting,
     ):
         seen = [await ask(lasting, master) for _ in range(3)]
-        before = master.workers()
-        master.process.send_signal(signal.SIGHUP)
-        async with asyncio.timeout(60):
-            while not master.workers() - before:
-                await asyncio.sleep(0.02)
+        before = await master.reload()
+        async with asyncio.timeout(120):
             # On connections that the old worker holds, and on new ones, until the old one is gone.
             while before & master.workers():
                 async with aiohttp.ClientSession() as fresh:

@@ -3,97 +3,21 @@
 # ruff: noqa: ASYNC110 - other processes are watched, which set no event
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import yaml
 
-from daemons.runtime.sockets import Address, listen_tcp, port_of
-from tests.support.fake_engine import END, STREAM_HEAD, Call, FakeEngine, answer_chat, delta, event
-from tests.support.gateway import KEY, write_key
-
-BEARER = {"Authorization": f"Bearer {KEY}"}
-
-
-class Master:
-    """A running ``llm-gateway``."""
-
-    def __init__(self, process: asyncio.subprocess.Process, port: int, metrics: int) -> None:
-        self.process = process
-        self.url = f"http://127.0.0.1:{port}"
-        self.metrics_url = f"http://127.0.0.1:{metrics}"
-
-    def workers(self) -> set[int]:
-        """Process ids of the workers."""
-        return children(self.process.pid)
-
-
-def children(pid: int) -> set[int]:
-    """Child processes of `pid`."""
-    path = f"/proc/{pid}/task/{pid}/children"
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return {int(child) for child in os.read(fd, 4096).split()}
-    finally:
-        os.close(fd)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process of this id exists."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-@contextlib.asynccontextmanager
-async def running(tmp_path: Path, engine: FakeEngine, *, keep_key: bool = False) -> AsyncIterator[Master]:
-    """A gateway in processes of its own, on free ports; with `keep_key` on the keys that are there."""
-    probes = [listen_tcp(Address(port=0)), listen_tcp(Address(port=0))]
-    port, metrics = map(port_of, probes)
-    for probe in probes:
-        probe.close()
-    if not keep_key:
-        write_key(tmp_path / "keys.d", "team")
-    config = tmp_path / "gateway.yaml"
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "listen": {"port": port},
-                "metrics": {"port": metrics},
-                "engines": [{"name": "e", "url": engine.url, "models": ["m"]}],
-            }
-        )
-    )
-    command = [sys.executable, "-m", "daemons.gateway", "--config", str(config)]
-    process = await asyncio.create_subprocess_exec(
-        *command, env=os.environ | {"RUNTIME_DIRECTORY": str(tmp_path)}
-    )
-    master = Master(process, port, metrics)
-    try:
-        async with asyncio.timeout(60), aiohttp.ClientSession() as session:
-            while not await _ready(session, master.url):
-                await asyncio.sleep(0.05)
-        yield master
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            async with asyncio.timeout(120):
-                await process.wait()
-
-
-async def _ready(session: aiohttp.ClientSession, url: str) -> bool:
-    try:
-        async with session.get(f"{url}/ready") as response:
-            return response.status == 200
-    except aiohttp.ClientError:
-        return False
+from tests.support.fake_engine import (
+    FakeEngine,
+    HeldStream,
+    answer_chat,
+)
+from tests.support.gateway import BEARER, until
+from tests.support.gateway_processes import alive, is_ready, running
 
 
 async def _keep_asking(url: str, stop: asyncio.Event, seen: list[int]) -> None:
@@ -108,42 +32,25 @@ async def _keep_asking(url: str, stop: asyncio.Event, seen: list[int]) -> None:
 
 
 async def test_a_reload_refuses_nobody_and_breaks_no_stream(tmp_path: Path) -> None:
-    go_on = asyncio.Event()
-
-    async def script(call: Call) -> None:
-        if not call.json.get("stream"):
-            await answer_chat(call)
-            return
-        await call.send(STREAM_HEAD)
-        await call.send_event(delta("a"))
-        await go_on.wait()
-        await call.send(event("[DONE]") + END)
-
+    held = HeldStream()
     async with (
-        FakeEngine(script) as engine,
+        FakeEngine(held) as engine,
         running(tmp_path, engine) as master,
         aiohttp.ClientSession() as session,
     ):
-        before = master.workers()
         stop, seen = asyncio.Event(), list[int]()
         asking = asyncio.create_task(_keep_asking(master.url, stop, seen))
         async with session.post(
             f"{master.url}/v1/chat/completions", json={"model": "m", "stream": True}, headers=BEARER
         ) as stream:
             await stream.content.readuntil(b"\n\n")
-            master.process.send_signal(signal.SIGHUP)
-            async with asyncio.timeout(60):
-                while not master.workers() - before:
-                    await asyncio.sleep(0.02)
-                asked = len(seen)
-                while len(seen) < asked + 200:
-                    await asyncio.sleep(0.02)
+            before = await master.reload()
+            asked = len(seen)
+            await until(lambda: len(seen) >= asked + 200, 60)
             assert before < master.workers()
-            go_on.set()
+            held.go_on.set()
             assert (await stream.content.read()).endswith(b"data: [DONE]\n\n")
-        async with asyncio.timeout(120):
-            while before & master.workers():
-                await asyncio.sleep(0.02)
+        await master.without(before)
         stop.set()
         await asking
         assert set(seen) == {200}
@@ -166,11 +73,9 @@ async def test_the_reload_command_returns_once_the_new_worker_serves(tmp_path: P
         (former,) = master.workers()
         assert (await _reload_command(tmp_path, master.process.pid))[0] == 0
         assert master.workers() - {former}
-        async with asyncio.timeout(120):
-            while former in master.workers():
-                await asyncio.sleep(0.02)
+        await master.without({former})
         async with aiohttp.ClientSession() as session:
-            assert await _ready(session, master.url)
+            assert await is_ready(session, master.url)
 
 
 async def test_the_reload_command_says_why_a_reload_is_refused(tmp_path: Path) -> None:
@@ -202,7 +107,7 @@ async def test_a_broken_configuration_is_not_taken_over(tmp_path: Path) -> None:
         config.write_text(good + "nonsense: 1\n")
         master.process.send_signal(signal.SIGHUP)
         for _ in range(5):
-            assert await _ready(session, master.url)
+            assert await is_ready(session, master.url)
         assert master.workers() == before
         config.write_text(good)
 
@@ -211,13 +116,12 @@ async def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
     async with FakeEngine(answer_chat) as engine, running(tmp_path, engine) as master:
         (worker,) = master.workers()
         os.kill(worker, signal.SIGKILL)
+        await master.without({worker})
         async with asyncio.timeout(60), aiohttp.ClientSession(headers=BEARER) as session:
-            while worker in master.workers():
-                await asyncio.sleep(0.02)
             # The connection waits in the backlog that the master holds.
             async with session.post(f"{master.url}/v1/chat/completions", json={"model": "m"}) as response:
                 assert response.status in {200, 503}
-            while not await _ready(session, master.url):
+            while not await is_ready(session, master.url):
                 await asyncio.sleep(0.05)
 
 
@@ -236,18 +140,13 @@ async def test_a_worker_does_not_outlive_a_killed_master(tmp_path: Path) -> None
         master.process.kill()
         async with asyncio.timeout(120):
             await master.process.wait()
-            while alive(worker):
-                await asyncio.sleep(0.02)
+        await until(lambda: not alive(worker), 120)
 
 
 async def test_the_admin_socket_of_another_gateway_is_left_alone(tmp_path: Path) -> None:
     """It moves from worker to worker, but a second gateway by mistake does not get it."""
     async with FakeEngine(answer_chat) as engine, running(tmp_path, engine) as master:
-        before = master.workers()
-        master.process.send_signal(signal.SIGHUP)
-        async with asyncio.timeout(60):
-            while before & master.workers():
-                await asyncio.sleep(0.02)
+        await master.without(await master.reload())
         second = tmp_path / "second"
         second.mkdir()
         text = yaml.safe_load((tmp_path / "gateway.yaml").read_text())

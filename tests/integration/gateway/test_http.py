@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from tests.support.fake_engine import Call, FakeEngine, answer_chat
-from tests.support.gateway import KEY, gateway, write_key
+from tests.support.gateway import KEY, gateway, until, write_key
 
 BODY = b'{"model":"m","messages":[]}'
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n" % KEY.encode()
@@ -131,9 +131,7 @@ async def test_a_flood_of_connections_takes_no_place_from_requests(tmp_path: Pat
         assert server is not None
         server._most = 10
         stream = asyncio.create_task(running.chat(stream=True))
-        async with asyncio.timeout(20):
-            while not engine.calls:  # noqa: ASYNC110 - a call has no event
-                await asyncio.sleep(0.01)
+        await until(lambda: engine.calls)
         idle = [await asyncio.open_connection("127.0.0.1", running.port) for _ in range(40)]
         assert (await running.chat()).status == 200
         assert len(server.alive) <= 10

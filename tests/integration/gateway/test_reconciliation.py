@@ -17,7 +17,7 @@ from daemons.gateway.tenants.ledger import book
 from daemons.gateway.tenants.ledger.book import Closed, Point
 from daemons.gateway.tenants.reconcile import Tokens, compare, read_counters
 from tests.integration.simulator.conftest import Simulator
-from tests.support.gateway import KEY, Running, gateway, write_key
+from tests.support.gateway import KEY, Running, gateway, until, write_key
 
 CHAT = "/v1/chat/completions"
 
@@ -70,9 +70,7 @@ async def client(port: int, work: Iterator[int], seed: int, seen: dict[str, int]
 
 
 async def idle(running: Running) -> None:
-    async with asyncio.timeout(60):
-        while running.gateway.tenancy.limiter.open:  # noqa: ASYNC110 - the last requests end
-            await asyncio.sleep(0.05)
+    await until(lambda: not running.gateway.tenancy.limiter.open, 60)
 
 
 def ledger_rows(path: Path) -> list[Closed]:

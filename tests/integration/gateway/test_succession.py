@@ -4,35 +4,28 @@
 
 import asyncio
 import contextlib
-import signal
 from pathlib import Path
 
 import aiohttp
 import yaml
 
 from daemons.gateway.succession import Succession
-from tests.integration.gateway.test_hand_over import BEARER, running
-from tests.support.fake_engine import END, STREAM_HEAD, Call, FakeEngine, answer_chat, delta, event
-from tests.support.gateway import gateway
+from tests.support.fake_engine import (
+    FakeEngine,
+    HeldStream,
+    answer_chat,
+)
+from tests.support.gateway import BEARER, gateway
+from tests.support.gateway_processes import running
 
 NAME = 'llm_gateway_requests_total{class="default",endpoint="chat",model="m",outcome="ok"}'
 IN_FLIGHT = 'llm_gateway_requests_in_flight{class="default",endpoint="chat",model="m"}'
 
 
-async def test_counters_outlive_the_workers(tmp_path: Path) -> None:  # noqa: C901 - one story
-    go_on = asyncio.Event()
-
-    async def script(call: Call) -> None:
-        if not call.json.get("stream"):
-            await answer_chat(call)
-            return
-        await call.send(STREAM_HEAD)
-        await call.send_event(delta("a"))
-        await go_on.wait()
-        await call.send(event("[DONE]") + END)
-
+async def test_counters_outlive_the_workers(tmp_path: Path) -> None:
+    held = HeldStream()
     async with (
-        FakeEngine(script) as engine,
+        FakeEngine(held) as engine,
         running(tmp_path, engine) as master,
         aiohttp.ClientSession(headers=BEARER) as session,
     ):
@@ -53,14 +46,10 @@ async def test_counters_outlive_the_workers(tmp_path: Path) -> None:  # noqa: C9
                     assert response.status == 200
 
         async def reload() -> set[int]:
-            before = master.workers()
-            master.process.send_signal(signal.SIGHUP)
-            async with asyncio.timeout(60):
-                while not master.workers() - before:
-                    await asyncio.sleep(0.02)
-                for _ in range(40):
-                    await scrape()
-                    await ask(1)
+            before = await master.reload()
+            for _ in range(40):
+                await scrape()
+                await ask(1)
             return before
 
         await ask(5)
@@ -75,7 +64,7 @@ async def test_counters_outlive_the_workers(tmp_path: Path) -> None:  # noqa: C9
                     await asyncio.sleep(0.05)
             assert seen[-1] == 85
             assert (await scrape())[IN_FLIGHT] == 1
-            go_on.set()
+            held.go_on.set()
             await response.read()
         async with asyncio.timeout(120):
             while (await scrape())[IN_FLIGHT] or before & master.workers():
