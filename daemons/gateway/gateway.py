@@ -132,7 +132,7 @@ class Gateway(Daemon):
         usage = Usage(tenancy.authenticate, self._settings.ledger)
         dispatch = Dispatch(self._inference, self._info, usage, cors, self._metrics)
         self._server = GatewayServer(
-            dispatch, self._settings.limits, self._settings.timeouts, dispatch.not_http
+            dispatch.serve, dispatch, self._settings.limits, self._settings.timeouts, dispatch.not_http
         )
         pollers = [Poller(engine, self._engine_changed) for engine in self.pool.engines]
         for poller in pollers:

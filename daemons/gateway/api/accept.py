@@ -3,12 +3,15 @@
 import asyncio
 import random
 import re
+from typing import TYPE_CHECKING
 
 from aiohttp import StreamReader, hdrs, web
-from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDictProxy, istr
 
 from daemons.gateway.errors import ApiError, ErrorCode
+
+if TYPE_CHECKING:
+    from daemons.gateway.api.server import Arrival
 
 X_REQUEST_ID = istr("X-Request-Id")
 _TRACEPARENT = istr("traceparent")
@@ -20,7 +23,7 @@ _TRACE = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}
 
 def new_id() -> str:
     """A fresh identifier; unique, not secret."""
-    return f"{random.getrandbits(128):032x}"
+    return random.getrandbits(128).to_bytes(16, "big").hex()
 
 
 def request_id(headers: CIMultiDictProxy[str]) -> str:
@@ -47,7 +50,8 @@ def check_framing(headers: CIMultiDictProxy[str]) -> None:
     """Refuse what could be read as another message by somebody else.
 
     Raises:
-        ApiError: the transfer coding is not plainly ``chunked``, or the body is encoded.
+        ApiError: the transfer coding is not plainly ``chunked``, the body is encoded, or something unknown is
+            expected.
     """
     if hdrs.TRANSFER_ENCODING in headers and [c.lower() for c in headers.getall(hdrs.TRANSFER_ENCODING)] != [
         "chunked"
@@ -55,10 +59,30 @@ def check_framing(headers: CIMultiDictProxy[str]) -> None:
         raise ApiError(ErrorCode.INVALID_HTTP, "The only Transfer-Encoding taken here is 'chunked'.")
     if hdrs.CONTENT_ENCODING in headers and headers[hdrs.CONTENT_ENCODING].lower() != "identity":
         raise ApiError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, "Request bodies must not be compressed.")
+    if hdrs.EXPECT in headers and headers[hdrs.EXPECT].lower() != "100-continue":
+        raise ApiError(ErrorCode.INVALID_HTTP, "The only Expect taken here is '100-continue'.", status=417)
 
 
-async def read_body(request: BaseRequest, limit: int, seconds: float) -> bytes:
-    """The body of `request`.
+def body_at_hand(headers: CIMultiDictProxy[str], content: StreamReader, limit: int) -> bytes | None:
+    """The body of a request if it has come whole, as it most often has; else None.
+
+    Raises:
+        ApiError: it has more than `limit` bytes, or what could be read as another message by somebody else.
+    """
+    check_framing(headers)
+    length = headers.get(hdrs.CONTENT_LENGTH)
+    if length is not None and int(length) > limit:
+        raise too_large(limit)
+    if not content.is_eof():
+        return None
+    body = content.read_nowait()
+    if len(body) > limit:
+        raise too_large(limit)
+    return body
+
+
+async def read_body(request: "Arrival", limit: int, seconds: float) -> bytes:
+    """The body of `request` that has not come whole.
 
     Args:
         request: the request.
@@ -68,25 +92,12 @@ async def read_body(request: BaseRequest, limit: int, seconds: float) -> bytes:
     Raises:
         ApiError: it is larger, or does not arrive in time.
     """
-    check_framing(request.headers)
-    expected = request.headers.get(hdrs.EXPECT)
-    if expected is not None and expected.lower() != "100-continue":
-        raise ApiError(ErrorCode.INVALID_HTTP, "The only Expect taken here is '100-continue'.", status=417)
-    length = request.headers.get(hdrs.CONTENT_LENGTH)
-    if length is not None and int(length) > limit:
-        raise too_large(limit)
-    payload = request.content
-    if payload.is_eof():
-        # The common case: it came in one piece with the headers.
-        body = payload.read_nowait()
-        if len(body) > limit:
-            raise too_large(limit)
-        return body
-    if expected is not None and request.transport is not None:
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    transport = request.client.transport
+    if hdrs.EXPECT in request.message.headers and transport is not None:
+        transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     try:
         async with asyncio.timeout(seconds):
-            return await _read_at_most(payload, limit)
+            return await _read_at_most(request.content, limit)
     except TimeoutError:
         raise ApiError(
             ErrorCode.REQUEST_TIMEOUT, f"The request body did not arrive within {seconds:g} s."

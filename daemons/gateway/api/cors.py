@@ -2,8 +2,9 @@
 
 import re
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.web_request import BaseRequest
+from multidict import CIMultiDictProxy
 
 from daemons.gateway.settings import CorsSettings
 
@@ -26,11 +27,11 @@ class Cors:
         self._origins = frozenset(settings.allowed_origins)
         self._max_age = str(settings.max_age)
 
-    def lines(self, request: BaseRequest) -> dict[str, str]:
-        """Header lines for the answer to `request`; none for an origin that is not allowed."""
+    def lines(self, headers: CIMultiDictProxy[str]) -> dict[str, str]:
+        """Header lines for the answer to a request; none for an origin that is not allowed."""
         if not self._origins:
             return {}
-        origin = request.headers.get("Origin")
+        origin = headers.get(hdrs.ORIGIN)
         if origin is None or not ({origin, "*"} & self._origins):
             return {}
         return {
@@ -43,7 +44,7 @@ class Cors:
         """The answer to a preflight; None when `request` is none that is answered."""
         if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
             return None
-        lines = self.lines(request)
+        lines = self.lines(request.headers)
         if not lines:
             return None
         lines["Access-Control-Allow-Methods"] = _METHODS

@@ -6,6 +6,7 @@ from time import monotonic
 import structlog
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
+from multidict import CIMultiDictProxy
 
 from daemons.gateway.api.accept import check_framing, request_id
 from daemons.gateway.api.cors import Cors
@@ -13,7 +14,7 @@ from daemons.gateway.api.endpoints import ENDPOINTS, Endpoint
 from daemons.gateway.api.forms import ANTHROPIC, OPENAI, Form
 from daemons.gateway.api.inference import Inference
 from daemons.gateway.api.info import Info
-from daemons.gateway.api.server import SERVER, ClientConnection
+from daemons.gateway.api.server import SERVER, Arrival
 from daemons.gateway.api.usage import Usage
 from daemons.gateway.errors import ApiError, ErrorCode, StrangerError
 from daemons.gateway.metrics import Metrics
@@ -28,7 +29,7 @@ Simple = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Dispatch:
-    """The handler of the HTTP server."""
+    """Serves requests, and is the handler of those that go to no engine."""
 
     def __init__(self, inference: Inference, info: Info, usage: Usage, cors: Cors, metrics: Metrics) -> None:
         self._inference = inference
@@ -43,33 +44,35 @@ class Dispatch:
             "/v1/usage": usage,
         }
 
-    async def __call__(self, request: BaseRequest) -> web.StreamResponse:
-        """Serve `request`."""
-        client = request.protocol
-        assert isinstance(client, ClientConnection)  # noqa: S101 - made by our own server
-        client.busy = True
+    async def serve(self, arrival: Arrival) -> bool:
+        """Serve a request; whether another may follow on its connection."""
+        message = arrival.message
+        endpoint = ENDPOINTS.get(message.path) or ENDPOINTS.get(message.path.partition("?")[0])
+        if endpoint is None or message.method != "POST" or message.version not in _VERSIONS:
+            return await arrival.client.handle(arrival, self)
+        name = request_id(message.headers)
         try:
-            return await self._serve(request)
-        finally:
-            client.busy = False
-            client.used_at = monotonic()
+            keep = await self._inference(arrival, endpoint, name)
+        except ApiError as error:
+            answer = _refuse(error, endpoint.form, whole=arrival.content.is_eof())
+            if isinstance(error, StrangerError):
+                self._strangers(error, name, endpoint.name, arrival.client.peer)
+            return await arrival.client.respond(
+                arrival, self._signed(answer, message.headers, name, endpoint.form)
+            )
+        self._metrics.answered += 1
+        return keep
 
-    def not_http(self, error: ApiError) -> None:
-        """Something came that is no request."""
-        self._metrics.http_responses.add((str(error.status),))
-
-    async def _serve(self, request: BaseRequest) -> web.StreamResponse:
+    async def __call__(self, request: BaseRequest) -> web.StreamResponse:
+        """Answer what goes to no engine."""
         path = request.raw_path.partition("?")[0]
         name = request_id(request.headers)
         endpoint = ENDPOINTS.get(path)
         form = _form(request, endpoint)
+        answer: web.StreamResponse
         try:
             if request.version not in _VERSIONS:
                 raise ApiError(ErrorCode.INVALID_HTTP, "HTTP/1.1 is spoken here.", status=505)
-            if endpoint is not None and request.method == "POST":
-                answer = await self._inference(request, endpoint, name)
-                self._metrics.answered += 1
-                return answer
             check_framing(request.headers)
             preflight = self._cors.preflight(request)
             if preflight is not None:
@@ -78,9 +81,19 @@ class Dispatch:
                 raise _method("POST", request.method)
             answer = await self._other(request, path)
         except ApiError as error:
-            answer = self._refuse(request, error, form)
+            answer = _refuse(error, form, whole=request.content.is_eof())
             if isinstance(error, StrangerError):
-                self._strangers(error, name, endpoint.name if endpoint else "other", request.remote)
+                self._strangers(error, name, "other", request.remote)
+        return self._signed(answer, request.headers, name, form)
+
+    def not_http(self, error: ApiError) -> None:
+        """Something came that is no request."""
+        self._metrics.http_responses.add((str(error.status),))
+
+    def _signed(
+        self, answer: web.StreamResponse, headers: CIMultiDictProxy[str], name: str, form: Form
+    ) -> web.StreamResponse:
+        """`answer`, with what every one of ours has."""
         if self._inference.draining:
             # Whoever is refused again and again must find the worker that serves now, too.
             answer.force_close()
@@ -88,7 +101,7 @@ class Dispatch:
         answer.headers["Server"] = SERVER
         if form is ANTHROPIC:
             answer.headers["request-id"] = name
-        answer.headers.update(self._cors.lines(request))
+        answer.headers.update(self._cors.lines(headers))
         self._metrics.http_responses.add((str(answer.status),))
         return answer
 
@@ -101,15 +114,6 @@ class Dispatch:
             _read_only(request)
             return await self._info.model(request, request.path.removeprefix("/v1/models/"))
         raise ApiError(ErrorCode.NOT_FOUND, f"There is nothing at {path[:200]}.")
-
-    def _refuse(self, request: BaseRequest, error: ApiError, form: Form) -> web.Response:
-        answer = web.Response(
-            status=error.status, body=form.body(error), headers=error.headers, content_type="application/json"
-        )
-        if error.code is ErrorCode.INVALID_HTTP or not request.content.is_eof():
-            # What follows might be part of a message that was not understood, or is not worth reading.
-            answer.force_close()
-        return answer
 
 
 class Strangers:
@@ -137,6 +141,17 @@ class Strangers:
             unlogged=self._unlogged,
         )
         self._logged_at, self._unlogged = now, 0
+
+
+def _refuse(error: ApiError, form: Form, *, whole: bool) -> web.Response:
+    """The answer to a request that is refused, of which the body has come `whole` or not."""
+    answer = web.Response(
+        status=error.status, body=form.body(error), headers=error.headers, content_type="application/json"
+    )
+    if error.code is ErrorCode.INVALID_HTTP or not whole:
+        # What follows might be part of a message that was not understood, or is not worth reading.
+        answer.force_close()
+    return answer
 
 
 def _form(request: BaseRequest, endpoint: Endpoint | None) -> Form:

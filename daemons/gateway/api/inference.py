@@ -6,8 +6,8 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import msgspec
-from aiohttp import web
-from aiohttp.web_request import BaseRequest
+from aiohttp.http import HttpVersion11
+from multidict import CIMultiDictProxy
 
 from daemons.gateway.admission.queue import Admission
 from daemons.gateway.api import accept
@@ -16,11 +16,12 @@ from daemons.gateway.api.content import Content
 from daemons.gateway.api.cors import Cors
 from daemons.gateway.api.endpoints import Endpoint
 from daemons.gateway.api.forms import ANTHROPIC, message_of
-from daemons.gateway.api.server import ClientConnection, Written
+from daemons.gateway.api.server import Arrival, ClientConnection
 from daemons.gateway.errors import ApiError, ErrorCode, status_of
 from daemons.gateway.exchange import Exchange
 from daemons.gateway.metrics import Metrics
 from daemons.gateway.policy.sanitise import Policy, Sanitised
+from daemons.gateway.pool.engine import Engine
 from daemons.gateway.pool.pick import Asked
 from daemons.gateway.pool.pool import Pool
 from daemons.gateway.relay.attempts import Attempts
@@ -34,8 +35,6 @@ from daemons.gateway.tenants.reserve import Limits
 
 if TYPE_CHECKING:
     from daemons.gateway.tracing import Tracing
-
-_KEEP, _CLOSE = Written(keep_alive=True), Written(keep_alive=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,26 +74,39 @@ class Inference:
         self.active: set[Exchange] = set()
         self.draining = False
 
-    async def __call__(self, request: BaseRequest, endpoint: Endpoint, request_id: str) -> web.StreamResponse:
-        """Serve `request`.
+    async def __call__(self, arrival: Arrival, endpoint: Endpoint, request_id: str) -> bool:
+        """Serve a request; whether another may follow on its connection.
 
         Raises:
             ApiError: it is refused, or no engine could answer it; nothing was sent.
         """
         arrived = monotonic()
-        tenant, client = self._stages.authenticate(request.headers, request.remote)
-        exchange = Exchange(request_id, tenant, endpoint.name, arrived, client)
+        stages, headers = self._stages, arrival.message.headers
+        tenant, address = stages.authenticate(headers, arrival.client.peer)
+        exchange = Exchange(request_id, tenant, endpoint.name, arrived, address)
         if self._tracing is not None:
-            exchange.trace = self._tracing.begin(endpoint.path, accept.trace_context(request.headers))
+            exchange.trace = self._tracing.begin(endpoint.path, accept.trace_context(headers))
         failure: ErrorCode | None = ErrorCode.INTERNAL_ERROR
         self.active.add(exchange)
         try:
-            failure = await self._serve(request, endpoint, exchange)
-        except asyncio.CancelledError:
-            failure = ErrorCode.CLIENT_GONE
-            raise
-        except ConnectionError:
-            # While its body was still being read.
+            raw = accept.body_at_hand(headers, arrival.content, self._limits.body_bytes)
+            if raw is None:
+                raw = await accept.read_body(arrival, self._limits.body_bytes, self._timeouts.request_body)
+            asked_for = self._let_in(exchange, arrival, endpoint, raw)
+            if stages.limits.store is not None and exchange.reservation is not None:
+                await stages.limits.agree(exchange.reservation, tenant)
+            stages.bill.began(exchange)
+            asked = Asked(
+                exchange.model, tenant.alias, tenant.cache_group, asked_for.body, asked_for.prompt_tokens
+            )
+            exchange.engine = stages.admission.enter_at_once(asked, monotonic()) or await self._wait(
+                exchange, asked
+            )
+            relay = self._relay(arrival, endpoint, exchange, asked_for)
+            head = self._request_head(headers, endpoint, exchange)
+            failure = _conclude(relay, await stages.attempts.run(exchange, relay, asked, head))
+        except (asyncio.CancelledError, ConnectionError):
+            # The latter while its body was still being read.
             failure = ErrorCode.CLIENT_GONE
             raise
         except ApiError as error:
@@ -102,41 +114,30 @@ class Inference:
             exchange.status = error.status
             raise
         finally:
-            self._end(request, exchange, failure)
+            self._end(arrival.client, exchange, failure)
         # What the answer's head did not announce would meet the client's next request on its way.
-        return _CLOSE if exchange.closes else _KEEP
+        return not exchange.closes
 
-    async def _serve(self, request: BaseRequest, endpoint: Endpoint, exchange: Exchange) -> ErrorCode | None:
-        raw = await accept.read_body(request, self._limits.body_bytes, self._timeouts.request_body)
+    def _let_in(self, exchange: Exchange, arrival: Arrival, endpoint: Endpoint, raw: bytes) -> Sanitised:
+        """What `raw` asks for, and that within the limits.
+
+        Raises:
+            ApiError: it asks for what it may not have.
+        """
+        stages, tenant = self._stages, exchange.tenant
         exchange.bytes_in = len(raw)
-        if exchange.tenant.alias in self._content_of and isinstance(request.protocol, ClientConnection):
-            exchange.content = Content(raw, request.protocol)
-        asked_for = self._stages.policy(raw, exchange.tenant.cache_group, endpoint.fields)
+        if tenant.alias in self._content_of:
+            exchange.content = Content(raw, arrival.client)
+        asked_for = stages.policy(raw, tenant.cache_group, endpoint.fields)
         self._check_model(asked_for.model, exchange)
         exchange.stream = asked_for.stream
         exchange.prompt_estimate = asked_for.prompt_tokens
-        series = self._stages.metrics.series(exchange.model, endpoint.name, exchange.tenant.priority)
+        exchange.series = series = stages.metrics.series(exchange.model, endpoint.name, tenant.priority)
         series.in_flight += 1
-        exchange.series = series
-        exchange.reservation = self._stages.limits.reserve(
-            exchange.tenant, exchange.client, asked_for.prompt_tokens, asked_for.answer_tokens
+        exchange.reservation = stages.limits.reserve(
+            tenant, exchange.client, asked_for.prompt_tokens, asked_for.answer_tokens
         )
-        if self._stages.limits.store is not None:
-            await self._stages.limits.agree(exchange.reservation, exchange.tenant)
-        self._stages.bill.began(exchange)
-        asked = Asked(
-            model=asked_for.model,
-            tenant=exchange.tenant.alias,
-            cache_group=exchange.tenant.cache_group,
-            body=asked_for.body,
-            prompt_tokens=asked_for.prompt_tokens,
-        )
-        await self._admit(exchange, asked)
-        relay = self._relay(request, endpoint, exchange, asked_for)
-        failure = await self._stages.attempts.run(
-            exchange, relay, asked, self._request_head(request, endpoint, exchange)
-        )
-        return self._conclude(relay, failure)
+        return asked_for
 
     def _check_model(self, model: str, exchange: Exchange) -> None:
         exchange.model = model
@@ -150,33 +151,28 @@ class Inference:
                 ErrorCode.MODEL_NOT_ALLOWED, f"This API key may not use the model {model!r}.", param="model"
             )
 
-    async def _admit(self, exchange: Exchange, asked: Asked) -> None:
+    async def _wait(self, exchange: Exchange, asked: Asked) -> Engine:
         began = monotonic()
-        engine = self._stages.admission.enter_at_once(asked, began)
-        if engine is None:
-            try:
-                engine = await self._stages.admission.enter(asked, exchange.tenant.priority)
-            finally:
-                exchange.queued_seconds = monotonic() - began
-        exchange.engine = engine
+        try:
+            return await self._stages.admission.enter(asked, exchange.tenant.priority)
+        finally:
+            exchange.queued_seconds = monotonic() - began
 
-    def _relay(
-        self, request: BaseRequest, endpoint: Endpoint, exchange: Exchange, asked_for: Sanitised
-    ) -> Relay:
-        client = request.protocol
-        assert isinstance(client, ClientConnection)  # noqa: S101 - made by our own server
+    def _relay(self, arrival: Arrival, endpoint: Endpoint, exchange: Exchange, asked_for: Sanitised) -> Relay:
+        client, message = arrival.client, arrival.message
         series = exchange.series
         assert series is not None  # noqa: S101 - set before admission
-        chunked = request.version >= (1, 1)
+        chunked = message.version >= HttpVersion11
         fields = b"X-Request-Id: %b\r\n%b" % (
             exchange.request_id.encode(),
             self._stages.limits.fields(exchange.tenant),
         )
         if endpoint.form is ANTHROPIC:
             fields += b"request-id: %b\r\n" % exchange.request_id.encode()
-        for line in self._cors.lines(request).items():
+        for line in self._cors.lines(message.headers).items():
             fields += "{}: {}\r\n".format(*line).encode()
-        exchange.closes = not (request.keep_alive and chunked) or self.draining
+        # Nobody here goes on to another protocol, as a client could take it that asks for one.
+        exchange.closes = message.should_close or message.upgrade or not chunked or self.draining
         if exchange.closes:
             fields += b"Connection: close\r\n"
         patience = self._patience[exchange.tenant.priority] if exchange.stream else self._whole
@@ -208,55 +204,55 @@ class Inference:
             relay.client_paused()
         return relay
 
-    def _request_head(self, request: BaseRequest, endpoint: Endpoint, exchange: Exchange) -> bytes:
+    def _request_head(self, headers: CIMultiDictProxy[str], endpoint: Endpoint, exchange: Exchange) -> bytes:
         # Two requests of one identifier must not meet inside an engine: a client's is made unique for it.
         name = exchange.request_id
-        if X_REQUEST_ID in request.headers:
+        if X_REQUEST_ID in headers:
             name = f"{name}-{accept.new_id()[:8]}"
         return b"%b HTTP/1.1\r\nX-Request-Id: %b\r\n%b" % (
             endpoint.path.encode(),
             name.encode(),
-            exchange.trace.to_engine() if exchange.trace else accept.traceparent(request.headers),
+            exchange.trace.to_engine() if exchange.trace else accept.traceparent(headers),
         )
 
-    def _conclude(self, relay: Relay, failure: ErrorCode | None) -> ErrorCode | None:
-        """What is left to do after the last attempt; the failure that the request ends with.
-
-        Raises:
-            ApiError: the request failed before anything was sent.
-        """
-        error = self._refusal(relay, failure)
-        if error is None or relay.answered:
-            return failure
-        if relay.opened:
-            relay.close_with(error.code)
-            return error.code
-        raise error
-
-    def _refusal(self, relay: Relay, failure: ErrorCode | None) -> ApiError | None:
-        if failure is not None:
-            headers = {"Retry-After": "1"} if status_of(failure) == 503 else None
-            return ApiError(failure, message_of(failure), headers=headers)
-        if relay.head is not None and relay.head.status != 200:
-            return engine_refusal(relay.head.status, relay.error_body)
-        return None
-
-    def _end(self, request: BaseRequest, exchange: Exchange, failure: ErrorCode | None) -> None:
+    def _end(self, client: ClientConnection, exchange: Exchange, failure: ErrorCode | None) -> None:
         self.active.discard(exchange)
         relay = exchange.relay
         detail = ""
         if relay is not None:
             detail = relay.detail
             relay.abandon()
-            client = request.protocol
-            if isinstance(client, ClientConnection):
-                client.relay = None
+            client.relay = None
         now = monotonic()
         self._stages.settle(exchange, failure, now, detail)
         if exchange.content is not None:
             exchange.content.write(exchange.request_id, exchange.tenant.alias)
         if exchange.engine is not None:
             self._stages.admission.leave(exchange.engine, exchange.model, now)
+
+
+def _conclude(relay: Relay, failure: ErrorCode | None) -> ErrorCode | None:
+    """What is left to do after the last attempt; the failure that the request ends with.
+
+    Raises:
+        ApiError: the request failed before anything was sent.
+    """
+    error = _refusal(relay, failure)
+    if error is None or relay.answered:
+        return failure
+    if relay.opened:
+        relay.close_with(error.code)
+        return error.code
+    raise error
+
+
+def _refusal(relay: Relay, failure: ErrorCode | None) -> ApiError | None:
+    if failure is not None:
+        headers = {"Retry-After": "1"} if status_of(failure) == 503 else None
+        return ApiError(failure, message_of(failure), headers=headers)
+    if relay.head is not None and relay.head.status != 200:
+        return engine_refusal(relay.head.status, relay.error_body)
+    return None
 
 
 def _patience(timeouts: Timeouts, priority: Priority | None) -> Patience:

@@ -1,16 +1,20 @@
 """The HTTP server: aiohttp keeps the connections and parses requests, the relay writes the answers."""
 
 import asyncio
+import contextlib
 import resource
 import socket
 from collections.abc import Awaitable, Callable
 from itertools import islice
 from time import monotonic
 
+import msgspec
 import structlog
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.http import StreamWriter
 from aiohttp.http_exceptions import LineTooLong
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
 from aiohttp.web_request import BaseRequest
 
 from daemons.gateway.api.accept import new_id
@@ -32,35 +36,32 @@ _IDLE_SECONDS = 2.0
 Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 
 
-class Written(web.StreamResponse):
-    """Stands for an answer that the relay has already written to the transport."""
+class Arrival(msgspec.Struct, eq=False, gc=False):
+    """A request whose head has arrived.
 
-    def __init__(self, *, keep_alive: bool) -> None:
-        super().__init__()
-        self._reusable = keep_alive
+    Attributes:
+        client: its connection.
+        message: its head.
+        content: its body, as it arrives.
+    """
 
-    @property
-    def keep_alive(self) -> bool | None:
-        return self._reusable
-
-    async def prepare(self, request: BaseRequest) -> None:
-        return None
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        return None
+    client: "ClientConnection"
+    message: RawRequestMessage
+    content: StreamReader
 
 
 class ClientConnection(RequestHandler):
     """A client's connection.
 
     Attributes:
+        peer: address of the other end; None on a unix socket.
         relay: the answer being written, which follows this connection's backpressure.
         paused_at: time since which the client does not read; 0 while it does.
         busy: a request is being served.
         used_at: time at which the last one ended, or the connection began.
     """
 
-    __slots__ = ("_server", "busy", "paused_at", "relay", "used_at")
+    __slots__ = ("_server", "busy", "paused_at", "peer", "relay", "used_at")
 
     def __init__(self, server: "GatewayServer", loop: asyncio.AbstractEventLoop) -> None:
         limits = server.limits
@@ -76,6 +77,7 @@ class ClientConnection(RequestHandler):
             max_headers=limits.header_count,
         )
         self._server = server
+        self.peer: str | None = None
         self.relay: Relay | None = None
         self.paused_at = 0.0
         self.busy = False
@@ -83,12 +85,100 @@ class ClientConnection(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self.peer = _address(self.peername)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             # Covers what the kernel still holds for a client that vanished after its answer was written.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._server.user_timeout_ms)
 
         self._server.opened(self)
+
+    async def start(self) -> None:
+        """Serve one request after the other, as `RequestHandler` does, but without a task for each."""
+        try:
+            while not (self._force_close or self._close):
+                if not self._messages:
+                    self._waiter = self._loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
+                message, content = self._messages.popleft()
+                self._taken()
+                self.busy = True
+                try:
+                    keep = await self._answer(message, content)
+                except ConnectionError:
+                    keep = False
+                except Exception as error:  # noqa: BLE001 - a bug; its client is told so
+                    keep = await self._failed(message, content, error)
+                finally:
+                    self.busy = False
+                    self.used_at = monotonic()
+                if not keep:
+                    break
+                self._await_next()
+        except asyncio.CancelledError:
+            self.force_close()
+            raise
+        except Exception:
+            log.exception("unhandled error")
+            self.force_close()
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    def _taken(self) -> None:
+        """A message left the queue, which may have room for more now."""
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+
+    def _await_next(self) -> None:
+        """The client may keep the connection without a request for so long."""
+        self._next_keepalive_close_time = ends = self.used_at + self._keepalive_timeout
+        if self._keepalive_handle is None and not self._force_close:
+            self._keepalive_handle = self._loop.call_at(ends, self._process_keepalive)
+
+    def _answer(self, message: RawRequestMessage | _ErrInfo, content: StreamReader) -> Awaitable[bool]:
+        """Answer a request, or what is none; whether another may follow."""
+        if isinstance(message, _ErrInfo):
+            return self.handle(Arrival(self, ERROR, content), self._make_error_handler(message))
+        return self._server.serve(Arrival(self, message, content))
+
+    async def _failed(
+        self, message: RawRequestMessage | _ErrInfo, content: StreamReader, error: Exception
+    ) -> bool:
+        arrival = Arrival(self, ERROR if isinstance(message, _ErrInfo) else message, content)
+        return await self.respond(arrival, self.handle_error(self._request(arrival), 500, error))
+
+    async def handle(self, arrival: Arrival, handler: Handler) -> bool:
+        """Have `handler` answer a request; whether another may follow."""
+        answer, lost = await self._handle_request(self._request(arrival), None, handler)
+        return await self._finish(arrival, answer, lost=lost)
+
+    async def respond(self, arrival: Arrival, answer: web.StreamResponse) -> bool:
+        """Answer a request; whether another may follow."""
+        _, lost = await self.finish_response(self._request(arrival), answer, None)
+        return await self._finish(arrival, answer, lost=lost)
+
+    def _request(self, arrival: Arrival) -> BaseRequest:
+        writer = StreamWriter(self, self._loop)
+        task = self._task_handler or asyncio.current_task()
+        assert task is not None  # noqa: S101 - called within the connection's own
+        return BaseRequest(arrival.message, arrival.content, self, writer, task, self._loop)
+
+    async def _finish(self, arrival: Arrival, answer: web.StreamResponse, *, lost: bool) -> bool:
+        """Read what a client still sends after its answer, so that it comes to read that."""
+        content = arrival.content
+        if not (lost or content.is_eof() or self._force_close):
+            with contextlib.suppress(TimeoutError, web.RequestPayloadError):
+                async with asyncio.timeout(self._lingering_time):
+                    while not content.is_eof():
+                        await content.readany()
+        return bool(answer.keep_alive) and not lost and content.is_eof()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._server.alive.pop(self, None)
@@ -140,6 +230,12 @@ class ClientConnection(RequestHandler):
         return answer
 
 
+def _address(peername: object) -> str | None:
+    if peername is None:
+        return None
+    return str(peername[0] if isinstance(peername, tuple | list) else peername)
+
+
 def _most_connections() -> int:
     """How many clients may be connected so that each can have an engine's connection too."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -163,13 +259,21 @@ class GatewayServer(web.Server):
         limits: bounds on what clients send.
         idle_seconds: how long a connection may stay without a request.
         refused: told of what never became a request.
+        serve: answers a request, and says whether another may follow on its connection.
         user_timeout_ms: ``TCP_USER_TIMEOUT`` of client connections.
     """
 
     def __init__(
-        self, handler: Handler, limits: LimitSettings, timeouts: Timeouts, refused: Callable[[ApiError], None]
+        self,
+        serve: Callable[[Arrival], Awaitable[bool]],
+        handler: Handler,
+        limits: LimitSettings,
+        timeouts: Timeouts,
+        refused: Callable[[ApiError], None],
     ) -> None:
+        """`serve` answers a request and says whether another may follow on its connection."""
         super().__init__(handler, handler_cancellation=True)
+        self.serve = serve
         self.refused = refused
         self._loop = asyncio.get_running_loop()
         self.limits = limits
