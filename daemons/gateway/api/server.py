@@ -188,6 +188,11 @@ class ClientConnection(RequestHandler):
             relay.abandon()
         super().connection_lost(exc)
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # Every body that is read asks for it; where nothing was paused, nothing waits inside the parser.
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self.paused_at = monotonic()

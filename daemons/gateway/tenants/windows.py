@@ -9,6 +9,9 @@ Charge = list[int]
 """``[slot, amount]``: what was used in a half second. Mutable, so that a charge can be corrected later."""
 
 
+_NO_CHARGE = -(1 << 40)
+
+
 class Window:
     """A sliding minute, exact to the half second it rounds up to: no 60 s see more than what `room` allows.
 
@@ -18,32 +21,35 @@ class Window:
         total: used within the window, as of the last call that took a time.
     """
 
-    __slots__ = ("_charges", "total")
+    __slots__ = ("_charges", "_latest", "_oldest", "total")
 
     def __init__(self, charges: list[Charge] | None = None) -> None:
         self._charges: deque[Charge] = deque(charges or ())
         self.total = sum(amount for _, amount in self._charges)
+        # The slot of the first charge, and the last one; both may be gone already.
+        self._oldest = self._charges[0][0] if self._charges else 0
+        self._latest: Charge = self._charges[-1] if self._charges else [_NO_CHARGE, 0]
 
     def advance(self, now: float) -> int:
         """Let go of what is older than a minute; what is left."""
-        charges = self._charges
-        if charges:
-            oldest = int(now * _PER_SECOND) - _SLOTS
+        oldest = int(now * _PER_SECOND) - _SLOTS
+        if self._oldest < oldest:
+            charges = self._charges
             while charges and charges[0][0] < oldest:
                 self.total -= charges.popleft()[1]
+            self._oldest = charges[0][0] if charges else oldest
         return self.total
 
     def add(self, amount: int, now: float) -> Charge:
         """Use `amount`; the charge can be given to `correct`."""
         slot = int(now * _PER_SECOND)
-        charges = self._charges
         self.total += amount
-        if charges and charges[-1][0] >= slot:
-            charge = charges[-1]
+        charge = self._latest
+        if charge[0] >= slot:
             charge[1] += amount
         else:
-            charge = [slot, amount]
-            charges.append(charge)
+            charge = self._latest = [slot, amount]
+            self._charges.append(charge)
         return charge
 
     def correct(self, charge: Charge, by: int, now: float) -> None:
@@ -52,7 +58,7 @@ class Window:
             self.add(by, now)
         elif by < 0:
             self.advance(now)
-            if self._charges and charge[0] >= self._charges[0][0]:
+            if self._charges and charge[0] >= self._oldest:
                 charge[1] += by
                 self.total += by
 
@@ -70,9 +76,9 @@ class Window:
 
     def standing(self, limit: int, now: float) -> tuple[int, int, int]:
         """`limit`, what is left of it, and whole seconds until nothing is used of it any more."""
-        charges, left = self._charges, limit - self.total
-        reset = int((charges[-1][0] + _SLOTS + 1) / _PER_SECOND - now) + 1 if charges else 0
-        return limit, max(0, left), max(0, reset)
+        left = limit - self.total
+        reset = int((self._latest[0] + _SLOTS + 1) / _PER_SECOND - now) + 1
+        return limit, left if left > 0 else 0, reset if reset > 0 else 0
 
     def charge_at(self, slot: int) -> Charge:
         """The charge of `slot`; one outside of the window where there is none."""
