@@ -78,7 +78,7 @@ class Window:
         """`limit`, what is left of it, and whole seconds until nothing is used of it any more."""
         left = limit - self.total
         reset = int((self._latest[0] + _SLOTS + 1) / _PER_SECOND - now) + 1
-        return limit, left if left > 0 else 0, reset if reset > 0 else 0
+        return limit, max(0, left), max(0, reset)
 
     def charge_at(self, slot: int) -> Charge:
         """The charge of `slot`; one outside of the window where there is none."""
