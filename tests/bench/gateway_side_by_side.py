@@ -9,31 +9,26 @@ traffic is loopback.
 """
 
 import argparse
-import hashlib
 import json
 import os
-import shutil
-import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tests.bench.gateway_peers import Command, free_port, gateway, interpreter, peers, version
 from tests.support.mock_engine import MockEngine
 
 HERE = Path(__file__).parent
-CACHE = HERE.parents[1] / ".cache" / "bench"
 TICK = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
-Command = Callable[[int, int, Path], list[str]]
 
 
 class NotServingError(Exception):
@@ -53,99 +48,7 @@ class Load:
 
 LOADS = (Load("json", "json", 32, 0, 0), Load("paced", "stream", 256, 20_000, 20_000))
 TOKENS = 64
-LIMITS = "limits: {requests_per_minute: 100000000, tokens_per_minute: 10000000000, concurrency: 100000}\n"
-"""Limits that do not bind, so that they are counted all the same."""
 PROMPT = 600
-
-
-def nginx(port: int, upstream: int, folder: Path) -> list[str]:
-    """nginx without buffering, one process."""
-    temporary = " ".join(
-        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    config = f"""daemon off; master_process off; pid {folder}/pid; error_log stderr crit;
-worker_rlimit_nofile 16384; events {{ worker_connections 8192; }}
-http {{ access_log off; keepalive_requests 100000000; client_body_buffer_size 1m; {temporary}
-upstream engine {{ server 127.0.0.1:{upstream}; keepalive 1024; }}
-server {{ listen 127.0.0.1:{port} backlog=4096;
-location / {{ proxy_pass http://engine; proxy_http_version 1.1;
-proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 600s; }} }} }}"""
-    (folder / "nginx.conf").write_text(config)
-    return ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")]
-
-
-def gateway(port: int, upstream: int, folder: Path) -> list[str]:
-    """Ours, with everything on: keys, limits, ledger, policy, usage, metrics, a log line for each request."""
-    (folder / "keys.d").mkdir()
-    digest = hashlib.sha256(b"k").hexdigest()
-    (folder / "keys.d" / "bench.yaml").write_text(f'name: bench\nsecrets: ["sha256:{digest}"]\n{LIMITS}')
-    engine = f'{{name: e, url: "http://127.0.0.1:{upstream}", models: [bench], max_in_flight: 10000}}'
-    config = f"listen: {{port: {port}}}\nmetrics: {{port: 0}}\nengines: [{engine}]\n"
-    (folder / "gateway.yaml").write_text(config)
-    return [sys.executable, "-m", "daemons.gateway", "--config", str(folder / "gateway.yaml")]
-
-
-def plain(port: int, upstream: int, _: Path) -> list[str]:
-    """The obvious proxy."""
-    return [sys.executable, str(HERE / "plain_aiohttp.py"), str(port), str(upstream)]
-
-
-def router(folder: Path, module: list[str]) -> Command:
-    """One of the Rust routers, from its environment."""
-
-    def command(port: int, upstream: int, _: Path) -> list[str]:
-        options = [
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--policy",
-            "round_robin",
-            "--log-level",
-            "error",
-        ]
-        options += ["--worker-urls", f"http://127.0.0.1:{upstream}", "--max-concurrent-requests", "100000"]
-        return [str(folder / "bin" / module[0]), *module[1:], *options, "--prometheus-port", str(free_port())]
-
-    return command
-
-
-def installed(name: str) -> Path:
-    """The virtual environment of the package `name`, made the first time."""
-    home = CACHE / name
-    if not (home / ".complete").exists():
-        print(f"installing {name} into {home}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
-        subprocess.run([str(home / "bin" / "pip"), "install", "--quiet", name], check=True)
-        (home / ".complete").touch()
-    return home
-
-
-def peers() -> tuple[dict[str, Command], list[str]]:
-    """The peers that are here, and the names of those that are not."""
-    found: dict[str, Command] = {"gateway": gateway}
-    missing = []
-    if shutil.which("nginx"):
-        found["nginx"] = nginx
-    else:
-        missing.append("nginx")
-    for name, module in (
-        ("vllm-router", ["vllm-router"]),
-        ("sglang-router", ["python", "-m", "sglang_router.launch_router"]),
-    ):
-        try:
-            found[name] = router(installed(name), module)
-        except subprocess.CalledProcessError:
-            missing.append(name)
-    found["plain aiohttp"] = plain
-    return found, missing
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-    return port
 
 
 def family(pid: int) -> list[int]:
@@ -289,7 +192,8 @@ def report(
         f"Written by `tests/bench/gateway_side_by_side.py` on {datetime.now(UTC):%Y-%m-%d}: {where}.",
         "Medians of alternating runs. json: 32 connections in a closed loop; paced: 256 streams of 64 tokens",
         "at 50 tokens/s, the gateway asking for usage in every event and removing it. CPU is user and system",
-        "time of a peer with all its processes.",
+        "time of a peer with all its processes. The gateway and the plain proxy run on",
+        f"{version(interpreter())}.",
         "",
         "| peer | json CPU us/request | req/s | paced CPU us/chunk | TTFT p50 / p99 ms | bad | RSS MB |",
         "|---|---|---|---|---|---|---|",
