@@ -135,10 +135,11 @@ def test_a_slow_start_accepts_no_connection_yet_and_ends_at_once(start: Start) -
 def test_sigterm_without_a_timeout_leaves_streams_hanging_until_their_clients_leave(start: Start) -> None:
     server = start()
     port = server.port
-    with Stream(port, body=conversation(max_tokens=8000), timeout=1) as stream:
+    with Stream(port, body=conversation(max_tokens=8000)) as stream:
         next(stream.events())
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: _refused(port))
+        stream.sock.settimeout(1)
         with pytest.raises(TimeoutError):
             stream.rest()
         assert server.process.poll() is None
@@ -146,16 +147,19 @@ def test_sigterm_without_a_timeout_leaves_streams_hanging_until_their_clients_le
 
 
 def test_sigterm_with_a_timeout_drains(start: Start) -> None:
-    server = start("--shutdown-timeout", "60", "--sim-inter-token-ms", "10")
+    server = faulty(start, "--shutdown-timeout", "60")
     body = conversation(max_tokens=150)
     with Stream(server.port, body=body) as stream:
         events = stream.events()
         next(events)
+        # Nothing ends before everything was looked at.
+        put(server, fault="hang")
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: "mode=drain" in server.output)
         assert server.ask("/health")[0] == 200
         status, answer = server.ask(CHAT, body)
         assert (status, answer["error"]["message"]) == (500, "cannot schedule new futures after shutdown")
+        assert server.ask("/sim/faults", method="DELETE")[0] == 200
         rest = list(events)
     assert rest[-1] == "[DONE]"
     assert len(rest) == 150 + 1

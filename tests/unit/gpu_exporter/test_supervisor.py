@@ -15,6 +15,7 @@ from daemons.gpu_exporter.supervisor import MAX_ABANDONED, Ending, Supervisor
 SETTINGS = GpuExporterSettings(
     interval=0.05, stale_after=0.1, worker_timeout=0.1, start_timeout=0.1, release_hold=0
 )
+PATIENT = SETTINGS.model_copy(update={"worker_timeout": 60.0, "start_timeout": 60.0})
 GOOD = Snapshot(state=NvmlState.OK, body=pack(b"gpu_data 1\n"))
 
 
@@ -60,11 +61,11 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Running:
-    def __init__(self, workers: list[FakeWorker]) -> None:
+    def __init__(self, workers: list[FakeWorker], settings: GpuExporterSettings = SETTINGS) -> None:
         self.workers = workers
         self.spawned = 0
         self.page = Recorded()
-        self.supervisor = Supervisor(self.spawn, self.page, SETTINGS)
+        self.supervisor = Supervisor(self.spawn, self.page, settings)
 
     async def spawn(self) -> FakeWorker:
         worker = self.workers[min(self.spawned, len(self.workers) - 1)]
@@ -120,7 +121,7 @@ async def test_a_loop_that_stands_still_starves_the_watchdog() -> None:
 
 
 async def test_release_ends_the_worker_and_shows_no_data() -> None:
-    async with Running([FakeWorker(frames=1), FakeWorker(frames=1)]) as running:
+    async with Running([FakeWorker(frames=1), FakeWorker(frames=1)], PATIENT) as running:
         await asyncio.wait_for(running.page.heard.wait(), 30)
         await running.supervisor.release(SETTINGS.model_copy(update={"release_hold": 60.0}))
         assert await running.ending() is Ending.RELEASED
@@ -131,8 +132,8 @@ async def test_release_ends_the_worker_and_shows_no_data() -> None:
 
 async def test_a_worker_that_hangs_while_it_is_released_is_released() -> None:
     stubborn = FakeWorker(frames=1)
-    stubborn.takes = 0.5
-    async with Running([stubborn]) as running:
+    stubborn.takes = 4.0
+    async with Running([stubborn], SETTINGS.model_copy(update={"worker_timeout": 2.0})) as running:
         await asyncio.wait_for(running.page.heard.wait(), 30)
         await running.supervisor.release(SETTINGS.model_copy(update={"release_hold": 60.0}))
         assert await running.ending() is Ending.RELEASED
