@@ -24,6 +24,7 @@ from daemons.gateway.tenants.reserve import Limits
 from daemons.gateway.tenants.shared import RedisServer, SharedLimits
 from tests.support.fake_engine import FakeEngine, answer_chat
 from tests.support.gateway import gateway, until, write_key
+from tests.support.limits import reserve
 
 SERVER = shutil.which("redis-server") or shutil.which("valkey-server")
 
@@ -88,16 +89,7 @@ class Peer:
         self.shared = self.limits.store = SharedLimits(self.limiter, bounds, server, "llm")
 
     async def ask(self, bounds: Bounds, tokens: int = 10, address: str = "") -> Reservation | None:
-        try:
-            made = self.limiter.reserve("a", bounds, address, tokens)
-        except Refused:
-            return None
-        try:
-            await self.limits.share(made, bounds)
-        except Refused:
-            made.cancel()
-            return None
-        return made
+        return await reserve(self.limits, bounds, tokens, address)
 
 
 @contextlib.asynccontextmanager

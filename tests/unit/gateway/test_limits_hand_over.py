@@ -16,6 +16,7 @@ from daemons.gateway.tenants.hand_over import HandOver
 from daemons.gateway.tenants.limiter import Limiter, Reservation
 from daemons.gateway.tenants.reserve import Limits
 from daemons.gateway.tenants.state_file import StateFile
+from tests.support.limits import reserve
 
 TEN = Bounds(requests_per_minute=10, concurrency=5)
 
@@ -34,16 +35,7 @@ class Worker:
 
     async def ask(self, bounds: Bounds = TEN) -> Reservation | None:
         """What a request does."""
-        try:
-            made = self.limiter.reserve("a", bounds, "", 20)
-        except Refused:
-            return None
-        try:
-            await self.limits.share(made, bounds)
-        except Refused:
-            made.cancel()
-            return None
-        return made
+        return await reserve(self.limits, bounds)
 
 
 @contextlib.asynccontextmanager
