@@ -93,6 +93,7 @@ class Admission:
         self._settings = settings
         self._orders = {model: order() for model in pool.models}
         self._sizes = dict.fromkeys(pool.models, 0)
+        self._waiting = 0
         self._paces = {model: _Pace() for model in pool.models}
 
     def waiting(self, model: str) -> dict[Priority, int]:
@@ -146,8 +147,9 @@ class Admission:
         """Give back a place at `engine`, and let the next one in."""
         engine.in_flight -= 1
         self._paces[model].released(now, awaited=self._sizes[model] > 0)
-        for served in engine.settings.models:
-            self.pump(served, now)
+        if self._waiting:
+            for served in engine.settings.models:
+                self.pump(served, now)
 
     def pump(self, model: str, now: float) -> None:
         """Let in whoever can go; with no engine alive, turn everybody away."""
@@ -181,11 +183,13 @@ class Admission:
         ticket.queued = True
         self._orders[ticket.asked.model].add(ticket)
         self._sizes[ticket.asked.model] += 1
+        self._waiting += 1
 
     def _dequeue(self, ticket: Ticket) -> None:
         ticket.queued = False
         self._orders[ticket.asked.model].remove(ticket)
         self._sizes[ticket.asked.model] -= 1
+        self._waiting -= 1
 
     def _turn_away(self, ticket: Ticket) -> None:
         self._dequeue(ticket)

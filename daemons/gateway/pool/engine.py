@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from daemons.gateway.relay.relay import Relay
     from daemons.gateway.settings import EngineSettings
 
+_READY = EngineState.READY
 _FAILURES_TO_OPEN = 5
 _OPEN_SECONDS = 15.0
 
@@ -37,6 +38,7 @@ class Engine:
     def __init__(self, settings: EngineSettings, connect_timeout: float) -> None:
         self.settings = settings
         self.name = settings.name
+        self._most = settings.max_in_flight
         try:
             self.dialer = Dialer(settings.url, settings.ca_file, connect_timeout)
         except (OSError, ssl.SSLError) as error:
@@ -64,11 +66,11 @@ class Engine:
 
     def accepts(self, now: float) -> bool:
         """Whether it would take another request."""
-        return self.serves(now) and self.in_flight < self.settings.max_in_flight
+        return self.in_flight < self._most and self.serves(now)
 
     def serves(self, now: float) -> bool:
         """Whether it answers requests, though perhaps not another one just now."""
-        return self.report.state is EngineState.READY and not self.drained and now >= self._open_until
+        return self.report.state is _READY and not self.drained and now >= self._open_until
 
     def worked(self) -> None:
         """A request reached it and was answered."""

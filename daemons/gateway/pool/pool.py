@@ -8,7 +8,12 @@ from daemons.runtime.control import EngineState
 
 
 class Pool:
-    """Engines by the models they serve."""
+    """Engines by the models they serve.
+
+    Attributes:
+        engines: all of them.
+        models: every model that is configured.
+    """
 
     def __init__(self, engines: Sequence[Engine], routing: Routing) -> None:
         self.engines = tuple(engines)
@@ -17,11 +22,7 @@ class Pool:
         for engine in engines:
             for model in engine.settings.models:
                 self._by_model[model] = (*self._by_model.get(model, ()), engine)
-
-    @property
-    def models(self) -> Collection[str]:
-        """Every model that is configured."""
-        return self._by_model.keys()
+        self.models: Collection[str] = self._by_model.keys()
 
     def serving(self, model: str) -> tuple[Engine, ...]:
         """The engines of `model`, in whatever state."""

@@ -9,6 +9,7 @@ from daemons.gateway.pool.engine import Engine
 from daemons.gateway.pool.pick import Asked
 from daemons.gateway.pool.pool import Pool
 from daemons.gateway.relay.relay import Relay
+from daemons.gateway.relay.upstream import EngineConnection
 
 # They would be about the gateway's own key and the engine's address, of which the client knows nothing.
 _NOT_THE_CLIENTS = frozenset({401, 403, 405, 407})
@@ -58,67 +59,69 @@ class Attempts:
         `exchange.engine` and the place it holds when another engine takes over.
         """
         self._budget.request()
-        tried: list[Engine] = []
+        fresh = False
         while True:
             engine = exchange.engine
             assert engine is not None  # noqa: S101 - the caller admitted it
-            failure = await self._attempt(engine, relay, asked, request_head)
-            if failure not in _RETRYABLE or relay.answered:
-                return failure
-            tried.append(engine)
-            other = None
-            if len(tried) == 1:
-                other = self._pool.pick(asked, monotonic(), without=tried)
-            if other is None or not self._budget.take():
-                return failure
-            exchange.retries += 1
-            self._metrics.retries.add((exchange.model_label, failure.value))
-            engine.in_flight -= 1
-            other.in_flight += 1
-            exchange.engine = other
-
-    async def _attempt(
-        self, engine: Engine, relay: Relay, asked: Asked, request_head: bytes
-    ) -> ErrorCode | None:
-        request = b"POST %b%b%bContent-Length: %d\r\n\r\n%b" % (
-            engine.prefix,
-            request_head,
-            engine.headers,
-            len(asked.body),
-            asked.body,
-        )
-        connection = engine.dialer.take(monotonic())
-        while True:
+            connection = None if fresh else engine.dialer.take(monotonic())
             if connection is None:
+                connection = await _opened(engine, relay)
+            if connection is not None:
+                fresh = connection.used == 0
+                engine.relays.add(relay)
                 try:
-                    connection = await engine.dialer.open()
-                except OSError as error:
-                    engine.failed(monotonic())
-                    relay.failure, relay.detail = ErrorCode.ENGINE_UNREACHABLE, str(error) or "timed out"
-                    return relay.failure
-            reused = connection.used > 0
-            engine.relays.add(relay)
-            try:
-                await relay.begin(connection, request)
-            finally:
-                engine.relays.discard(relay)
-            if reused and relay.failure is ErrorCode.ENGINE_LOST and relay.head is None:
-                # The engine closed an idle connection while the request was on its way.
-                connection = None
-                continue
-            return self._judge(engine, relay, monotonic())
+                    await relay.begin(connection, _request(engine, asked, request_head))
+                finally:
+                    engine.relays.discard(relay)
+                if not fresh and relay.failure is ErrorCode.ENGINE_LOST and relay.head is None:
+                    # The engine closed an idle connection while the request was on its way.
+                    fresh = True
+                    continue
+                _judge(engine, relay)
+            failure = relay.failure
+            if failure is None or relay.answered or not self._moves_on(exchange, asked, failure):
+                return failure
+            fresh = False
 
-    def _judge(self, engine: Engine, relay: Relay, now: float) -> ErrorCode | None:
-        head = relay.head
-        if relay.failure is not None:
-            if relay.failure in _RETRYABLE:
-                engine.failed(now)
-            return relay.failure
-        engine.worked()
-        if head is not None and head.status != 200:
-            relay.failure = _failure_of(head.status)
-            relay.detail = f"the engine answers with status {head.status}"
-        return relay.failure
+    def _moves_on(self, exchange: Exchange, asked: Asked, failure: ErrorCode) -> bool:
+        """Whether another engine takes over after the first one failed."""
+        if failure not in _RETRYABLE or exchange.retries or exchange.engine is None:
+            return False
+        other = self._pool.pick(asked, monotonic(), without=(exchange.engine,))
+        if other is None or not self._budget.take():
+            return False
+        exchange.retries += 1
+        self._metrics.retries.add((exchange.model_label, failure.value))
+        exchange.engine.in_flight -= 1
+        other.in_flight += 1
+        exchange.engine = other
+        return True
+
+
+def _request(engine: Engine, asked: Asked, head: bytes) -> bytes:
+    length = b"Content-Length: %d\r\n\r\n" % len(asked.body)
+    return b"".join((b"POST ", engine.prefix, head, engine.headers, length, asked.body))
+
+
+async def _opened(engine: Engine, relay: Relay) -> EngineConnection | None:
+    try:
+        return await engine.dialer.open()
+    except OSError as error:
+        engine.failed(monotonic())
+        relay.failure, relay.detail = ErrorCode.ENGINE_UNREACHABLE, str(error) or "timed out"
+        return None
+
+
+def _judge(engine: Engine, relay: Relay) -> None:
+    if relay.failure is not None:
+        if relay.failure in _RETRYABLE:
+            engine.failed(monotonic())
+        return
+    engine.worked()
+    head = relay.head
+    if head is not None and head.status != 200:
+        relay.failure = _failure_of(head.status)
+        relay.detail = f"the engine answers with status {head.status}"
 
 
 def _failure_of(status: int) -> ErrorCode | None:

@@ -35,9 +35,10 @@ class ResponseHead:
         headers: by lower-case name; of repeated headers the last.
         length: octets of the body; None when it is chunked.
         keep_alive: whether the connection may be used again afterwards.
+        content_type: the media type with its parameters, lower case; empty when there is none.
     """
 
-    __slots__ = ("headers", "keep_alive", "length", "status")
+    __slots__ = ("content_type", "headers", "keep_alive", "length", "status")
 
     def __init__(
         self, status: int, headers: dict[bytes, bytes], length: int | None, keep_alive: bool
@@ -46,11 +47,7 @@ class ResponseHead:
         self.headers = headers
         self.length = length
         self.keep_alive = keep_alive
-
-    @property
-    def content_type(self) -> bytes:
-        """The media type with its parameters, lower case; empty when there is none."""
-        return self.headers.get(b"content-type", b"").lower()
+        self.content_type = headers.get(b"content-type", b"").lower()
 
 
 def parse_head(data: bytes) -> ResponseHead:

@@ -17,6 +17,7 @@ from daemons.gateway.relay.upstream import EngineConnection, Receive
 _COLLECT = 262144
 """An answer up to this size is collected, so that it reaches the client whole or not at all."""
 _MAX_ERROR = 65536
+_PLAIN_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: "
 
 
 class Observer(Protocol):
@@ -143,17 +144,21 @@ class Relay:
 
     def begin(self, connection: EngineConnection, request: bytes) -> asyncio.Future[None]:
         """Send `request` over `connection`; the future is done when this attempt has ended, well or not."""
-        self.head, self.failure, self.detail, self.error_body = None, None, "", b""
-        self._refused = False
-        self._collected, self._collected_size = [], 0
+        if self.sent_at or self.failure is not None:
+            self._forget_attempt()
         self._connection = connection
         self.sent_at = monotonic()
-        self.first_at = self.last_at = 0.0
         self._done = self._loop.create_future()
         connection.send(request, self)
         if self.paused:
             connection.transport.pause_reading()
         return self._done
+
+    def _forget_attempt(self) -> None:
+        self.head, self.failure, self.detail, self.error_body = None, None, "", b""
+        self._refused = False
+        self._collected, self._collected_size = [], 0
+        self.first_at = self.last_at = 0.0
 
     def fail(self, code: ErrorCode, detail: str) -> None:
         """End the attempt from this side; the engine stops working on it."""
@@ -208,9 +213,9 @@ class Relay:
 
     def body_received(self, data: bytes, last: bool) -> None:
         now = monotonic()
+        self.last_at = now
         if not self.first_at:
             self.first_at = now
-        self.last_at = now
         self._collected_size += len(data)
         if self._refused:
             if self._collected_size <= _MAX_ERROR:
@@ -237,7 +242,7 @@ class Relay:
             self._scan.feed(body, last=True)
             self._observer.first(self.first_at - self.sent_at)
             self.opened = self.answered = True
-            self._write(self._plain_head(b"Content-Length: %d\r\n" % len(body)) + body)
+            self._write(b"".join((self._plain_head(b"Content-Length: %d\r\n" % len(body)), body)))
         self._conclude()
 
     def response_failed(self, error: Exception) -> None:
@@ -272,11 +277,8 @@ class Relay:
 
     def _plain_head(self, framing: bytes) -> bytes:
         kind = self.head.content_type if self.head else b""
-        return b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n%b%b\r\n" % (
-            kind or b"application/json",
-            framing,
-            self._fields,
-        )
+        kind = kind or b"application/json"
+        return b"".join((_PLAIN_HEAD, kind, b"\r\n", framing, self._fields, b"\r\n"))
 
     def _write_piece(self, data: bytes) -> None:
         self._write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
