@@ -110,9 +110,18 @@ class Account:
     def take(self, tokens: int, now: float, at: Periods) -> "Hold":
         """Reserve `tokens` for a request."""
         self.in_flight += 1
-        self.days.add(at.day, tokens)
-        self.months.add(at.month, tokens)
+        self.spend(at.day, at.month, tokens)
         return Hold(self, self.requests.add(1, now), self.tokens.add(tokens, now), tokens, at.day, at.month)
+
+    def spend(self, day: int, month: int, tokens: int) -> None:
+        """Use `tokens`, which may be negative, of a day and a month."""
+        days, months = self.days.used, self.months.used
+        if day in days and month in months:
+            days[day] += tokens
+            months[month] += tokens
+        else:
+            self.days.add(day, tokens)
+            self.months.add(month, tokens)
 
     def learn(self, completion: int) -> None:
         """An answer had so many tokens."""
@@ -178,8 +187,7 @@ class Hold(msgspec.Struct, eq=False):
         account, over = self.account, used - self.reserved
         account.in_flight -= 1
         account.tokens.correct(self.tokens, over, now)
-        account.days.add(self.day, over)
-        account.months.add(self.month, over)
+        account.spend(self.day, self.month, over)
 
     def cancel(self, now: float) -> None:
         """The request never came to an engine: as if it had not been."""

@@ -124,8 +124,8 @@ class Limiter:
     def expected(self, alias: str, most: int | None) -> int:
         """Tokens to expect of an answer that may have `most`; None is as many as the model makes."""
         account = self.keys.get(alias)
-        usual = int(account.expected if account is not None else FIRST_EXPECTED)
-        return usual if most is None or most > usual else most
+        usual = account.expected if account is not None else FIRST_EXPECTED
+        return int(usual) if most is None or most > usual else most
 
     def reserve(
         self, alias: str, bounds: Bounds, address: str, tokens: int, *, force: bool = False

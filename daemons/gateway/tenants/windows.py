@@ -18,7 +18,7 @@ class Window:
     Times are seconds of a monotonic clock.
 
     Attributes:
-        total: used within the window, as of the last call that took a time.
+        total: used within the window, as of the last `advance`.
     """
 
     __slots__ = ("_charges", "_latest", "_oldest", "total")
@@ -26,7 +26,7 @@ class Window:
     def __init__(self, charges: list[Charge] | None = None) -> None:
         self._charges: deque[Charge] = deque(charges or ())
         self.total = sum(amount for _, amount in self._charges)
-        # The slot of the first charge, and the last one; both may be gone already.
+        # No charge is older than this; and the last charge, which may be gone already.
         self._oldest = self._charges[0][0] if self._charges else 0
         self._latest: Charge = self._charges[-1] if self._charges else [_NO_CHARGE, 0]
 
@@ -47,20 +47,20 @@ class Window:
         charge = self._latest
         if charge[0] >= slot:
             charge[1] += amount
-        else:
-            charge = self._latest = [slot, amount]
-            self._charges.append(charge)
-        return charge
+            return charge
+        if not self._charges:
+            self._oldest = slot
+        self._latest = made = [slot, amount]
+        self._charges.append(made)
+        return made
 
     def correct(self, charge: Charge, by: int, now: float) -> None:
         """More was used than was charged, which counts from now, or less, which counts from then."""
         if by > 0:
             self.add(by, now)
-        elif by < 0:
-            self.advance(now)
-            if self._charges and charge[0] >= self._oldest:
-                charge[1] += by
-                self.total += by
+        elif by < 0 and self._charges and charge[0] >= self._oldest:
+            charge[1] += by
+            self.total += by
 
     def wait(self, amount: int, limit: int, now: float) -> float:
         """Seconds until `amount` fits under `limit`; `amount` is no more than `limit`."""
@@ -76,9 +76,9 @@ class Window:
 
     def standing(self, limit: int, now: float) -> tuple[int, int, int]:
         """`limit`, what is left of it, and whole seconds until nothing is used of it any more."""
-        left = limit - self.total
-        reset = int((self._latest[0] + _SLOTS + 1) / _PER_SECOND - now) + 1
-        return limit, max(0, left), max(0, reset)
+        left, seconds = limit - self.total, (self._latest[0] + _SLOTS + 1) / _PER_SECOND - now
+        left = max(left, 0)
+        return limit, left, int(seconds) + 1 if seconds >= 0 else 0
 
     def charge_at(self, slot: int) -> Charge:
         """The charge of `slot`; one outside of the window where there is none."""
