@@ -131,9 +131,7 @@ class Gateway(Daemon):
         self._info = Info(self.pool, tenancy.authenticate, self._settings.ready_wait)
         usage = Usage(tenancy.authenticate, self._settings.ledger)
         dispatch = Dispatch(self._inference, self._info, usage, cors, self._metrics)
-        self._server = GatewayServer(
-            dispatch.serve, dispatch, self._settings.limits, self._settings.timeouts, dispatch.not_http
-        )
+        self._server = GatewayServer(dispatch, self._settings.limits, self._settings.timeouts)
         pollers = [Poller(engine, self._engine_changed) for engine in self.pool.engines]
         for poller in pollers:
             poller.engine.trouble = poller.hurry

@@ -44,24 +44,27 @@ class Dispatch:
             "/v1/usage": usage,
         }
 
-    async def serve(self, arrival: Arrival) -> bool:
-        """Serve a request; whether another may follow on its connection."""
+    def serve(self, arrival: Arrival) -> Awaitable[bool]:
+        """Serve a request; whether another may follow on its connection.
+
+        Raises:
+            ApiError: it is refused; from the returned awaitable.
+        """
         message = arrival.message
-        endpoint = ENDPOINTS.get(message.path) or ENDPOINTS.get(message.path.partition("?")[0])
+        endpoint = _endpoint(message.path)
         if endpoint is None or message.method != "POST" or message.version not in _VERSIONS:
-            return await arrival.client.handle(arrival, self)
-        name = request_id(message.headers)
-        try:
-            keep = await self._inference(arrival, endpoint, name)
-        except ApiError as error:
-            answer = _refuse(error, endpoint.form, whole=arrival.content.is_eof())
-            if isinstance(error, StrangerError):
-                self._strangers(error, name, endpoint.name, arrival.client.peer)
-            return await arrival.client.respond(
-                arrival, self._signed(answer, message.headers, name, endpoint.form)
-            )
-        self._metrics.answered += 1
-        return keep
+            return arrival.client.handle(arrival, self)
+        arrival.request_id = request_id(message.headers)
+        return self._inference(arrival, endpoint)
+
+    def refuse(self, arrival: Arrival, error: ApiError) -> web.StreamResponse:
+        """The answer to a request that `serve` has ended with `error`."""
+        endpoint = _endpoint(arrival.message.path)
+        form = endpoint.form if endpoint is not None else OPENAI
+        if endpoint is not None and isinstance(error, StrangerError):
+            self._strangers(error, arrival.request_id, endpoint.name, arrival.client.peer)
+        answer = _refusal(error, form, whole=arrival.content.is_eof())
+        return self._signed(answer, arrival.message.headers, arrival.request_id, form)
 
     async def __call__(self, request: BaseRequest) -> web.StreamResponse:
         """Answer what goes to no engine."""
@@ -81,7 +84,7 @@ class Dispatch:
                 raise _method("POST", request.method)
             answer = await self._other(request, path)
         except ApiError as error:
-            answer = _refuse(error, form, whole=request.content.is_eof())
+            answer = _refusal(error, form, whole=request.content.is_eof())
             if isinstance(error, StrangerError):
                 self._strangers(error, name, "other", request.remote)
         return self._signed(answer, request.headers, name, form)
@@ -143,7 +146,7 @@ class Strangers:
         self._logged_at, self._unlogged = now, 0
 
 
-def _refuse(error: ApiError, form: Form, *, whole: bool) -> web.Response:
+def _refusal(error: ApiError, form: Form, *, whole: bool) -> web.Response:
     """The answer to a request that is refused, of which the body has come `whole` or not."""
     answer = web.Response(
         status=error.status, body=form.body(error), headers=error.headers, content_type="application/json"
@@ -152,6 +155,10 @@ def _refuse(error: ApiError, form: Form, *, whole: bool) -> web.Response:
         # What follows might be part of a message that was not understood, or is not worth reading.
         answer.force_close()
     return answer
+
+
+def _endpoint(path: str) -> Endpoint | None:
+    return ENDPOINTS.get(path) or ENDPOINTS.get(path.partition("?")[0])
 
 
 def _form(request: BaseRequest, endpoint: Endpoint | None) -> Form:

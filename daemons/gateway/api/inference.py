@@ -6,7 +6,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import msgspec
-from aiohttp.http import HttpVersion11
+from aiohttp.http import HttpVersion10
 from multidict import CIMultiDictProxy
 
 from daemons.gateway.admission.queue import Admission
@@ -35,6 +35,9 @@ from daemons.gateway.tenants.reserve import Limits
 
 if TYPE_CHECKING:
     from daemons.gateway.tracing import Tracing
+
+
+_NAMED = b" HTTP/1.1\r\nX-Request-Id: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class Inference:
         self.active: set[Exchange] = set()
         self.draining = False
 
-    async def __call__(self, arrival: Arrival, endpoint: Endpoint, request_id: str) -> bool:
+    async def __call__(self, arrival: Arrival, endpoint: Endpoint) -> bool:
         """Serve a request; whether another may follow on its connection.
 
         Raises:
@@ -83,7 +86,7 @@ class Inference:
         arrived = monotonic()
         stages, headers = self._stages, arrival.message.headers
         tenant, address = stages.authenticate(headers, arrival.client.peer)
-        exchange = Exchange(request_id, tenant, endpoint.name, arrived, address)
+        exchange = Exchange(arrival.request_id, tenant, endpoint.name, arrived, address)
         if self._tracing is not None:
             exchange.trace = self._tracing.begin(endpoint.path, accept.trace_context(headers))
         failure: ErrorCode | None = ErrorCode.INTERNAL_ERROR
@@ -115,6 +118,7 @@ class Inference:
             raise
         finally:
             self._end(arrival.client, exchange, failure)
+        stages.metrics.answered += 1
         # What the answer's head did not announce would meet the client's next request on its way.
         return not exchange.closes
 
@@ -162,19 +166,16 @@ class Inference:
         client, message = arrival.client, arrival.message
         series = exchange.series
         assert series is not None  # noqa: S101 - set before admission
-        chunked = message.version >= HttpVersion11
-        fields = b"X-Request-Id: %b\r\n%b" % (
-            exchange.request_id.encode(),
-            self._stages.limits.fields(exchange.tenant),
-        )
+        chunked = message.version != HttpVersion10
+        name = exchange.request_id.encode()
+        fields = [b"X-Request-Id: ", name, b"\r\n", self._stages.limits.fields(exchange.tenant)]
         if endpoint.form is ANTHROPIC:
-            fields += b"request-id: %b\r\n" % exchange.request_id.encode()
-        for line in self._cors.lines(message.headers).items():
-            fields += "{}: {}\r\n".format(*line).encode()
+            fields += (b"request-id: ", name, b"\r\n")
+        fields += ("{}: {}\r\n".format(*line).encode() for line in self._cors.lines(message.headers).items())
         # Nobody here goes on to another protocol, as a client could take it that asks for one.
-        exchange.closes = message.should_close or message.upgrade or not chunked or self.draining
-        if exchange.closes:
-            fields += b"Connection: close\r\n"
+        exchange.closes = closes = message.should_close or message.upgrade or not chunked or self.draining
+        if closes:
+            fields.append(b"Connection: close\r\n")
         patience = self._patience[exchange.tenant.priority] if exchange.stream else self._whole
         relay: Relay
         events = endpoint.events
@@ -182,7 +183,7 @@ class Inference:
             relay = StreamRelay(
                 exchange.content or client,
                 self._loop,
-                fields=fields,
+                fields=b"".join(fields),
                 patience=patience,
                 observer=series,
                 events=lambda: events(asked_for.keep_final, asked_for.keep_all, asked_for.answers),
@@ -193,7 +194,7 @@ class Inference:
             relay = Relay(
                 exchange.content or client,
                 self._loop,
-                fields=fields,
+                fields=b"".join(fields),
                 patience=patience,
                 observer=series,
                 chunked=chunked,
@@ -209,11 +210,8 @@ class Inference:
         name = exchange.request_id
         if X_REQUEST_ID in headers:
             name = f"{name}-{accept.new_id()[:8]}"
-        return b"%b HTTP/1.1\r\nX-Request-Id: %b\r\n%b" % (
-            endpoint.path.encode(),
-            name.encode(),
-            exchange.trace.to_engine() if exchange.trace else accept.traceparent(headers),
-        )
+        trace = exchange.trace.to_engine() if exchange.trace else accept.traceparent(headers)
+        return b"".join((endpoint.path.encode(), _NAMED, name.encode(), b"\r\n", trace))
 
     def _end(self, client: ClientConnection, exchange: Exchange, failure: ErrorCode | None) -> None:
         self.active.discard(exchange)

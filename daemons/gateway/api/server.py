@@ -7,6 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from itertools import islice
 from time import monotonic
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -43,11 +44,33 @@ class Arrival(msgspec.Struct, eq=False, gc=False):
         client: its connection.
         message: its head.
         content: its body, as it arrives.
+        request_id: as echoed to the client and logged; set by who serves it.
     """
 
     client: "ClientConnection"
     message: RawRequestMessage
     content: StreamReader
+    request_id: str = ""
+
+
+class Service(Protocol):
+    """What requests are for."""
+
+    def serve(self, arrival: Arrival) -> Awaitable[bool]:
+        """Serve a request; whether another may follow on its connection.
+
+        Raises:
+            ApiError: it is refused, and nothing was sent; from the returned awaitable.
+        """
+
+    def refuse(self, arrival: Arrival, error: ApiError) -> web.StreamResponse:
+        """The answer to a request that `serve` has ended with `error`."""
+
+    async def __call__(self, request: BaseRequest) -> web.StreamResponse:
+        """Answer what `serve` left to aiohttp."""
+
+    def not_http(self, error: ApiError) -> None:
+        """Something came that is no request."""
 
 
 class ClientConnection(RequestHandler):
@@ -108,16 +131,14 @@ class ClientConnection(RequestHandler):
                 self.busy = True
                 try:
                     keep = await self._answer(message, content)
-                except ConnectionError:
-                    keep = False
-                except Exception as error:  # noqa: BLE001 - a bug; its client is told so
-                    keep = await self._failed(message, content, error)
                 finally:
                     self.busy = False
-                    self.used_at = monotonic()
+                    self.used_at = now = monotonic()
                 if not keep:
                     break
-                self._await_next()
+                self._next_keepalive_close_time = now + self._keepalive_timeout
+                if self._keepalive_handle is None:
+                    self._watch_keepalive()
         except asyncio.CancelledError:
             self.force_close()
             raise
@@ -136,23 +157,24 @@ class ClientConnection(RequestHandler):
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
             self._resume_reading_if_drained()
 
-    def _await_next(self) -> None:
-        """The client may keep the connection without a request for so long."""
-        self._next_keepalive_close_time = ends = self.used_at + self._keepalive_timeout
-        if self._keepalive_handle is None and not self._force_close:
+    def _watch_keepalive(self) -> None:
+        if not self._force_close:
+            ends = self._next_keepalive_close_time
             self._keepalive_handle = self._loop.call_at(ends, self._process_keepalive)
 
-    def _answer(self, message: RawRequestMessage | _ErrInfo, content: StreamReader) -> Awaitable[bool]:
+    async def _answer(self, message: RawRequestMessage | _ErrInfo, content: StreamReader) -> bool:
         """Answer a request, or what is none; whether another may follow."""
         if isinstance(message, _ErrInfo):
-            return self.handle(Arrival(self, ERROR, content), self._make_error_handler(message))
-        return self._server.serve(Arrival(self, message, content))
-
-    async def _failed(
-        self, message: RawRequestMessage | _ErrInfo, content: StreamReader, error: Exception
-    ) -> bool:
-        arrival = Arrival(self, ERROR if isinstance(message, _ErrInfo) else message, content)
-        return await self.respond(arrival, self.handle_error(self._request(arrival), 500, error))
+            return await self.handle(Arrival(self, ERROR, content), self._make_error_handler(message))
+        arrival = Arrival(self, message, content)
+        try:
+            return await self._server.service.serve(arrival)
+        except ConnectionError:
+            return False
+        except ApiError as error:
+            return await self.respond(arrival, self._server.service.refuse(arrival, error))
+        except Exception as error:  # noqa: BLE001 - a bug; its client is told so
+            return await self.respond(arrival, self.handle_error(self._request(arrival), 500, error))
 
     async def handle(self, arrival: Arrival, handler: Handler) -> bool:
         """Have `handler` answer a request; whether another may follow."""
@@ -227,7 +249,7 @@ class ClientConnection(RequestHandler):
             error = ApiError(
                 ErrorCode.INTERNAL_ERROR, "An unexpected error; the operator finds it in the log."
             )
-        self._server.refused(error)
+        self._server.service.not_http(error)
         answer = web.Response(status=error.status, body=openai_body(error), content_type="application/json")
         answer.headers["X-Request-Id"] = new_id()
         answer.headers["Server"] = SERVER
@@ -263,23 +285,13 @@ class GatewayServer(web.Server):
         alive: all connections, in the order in which they came.
         limits: bounds on what clients send.
         idle_seconds: how long a connection may stay without a request.
-        refused: told of what never became a request.
-        serve: answers a request, and says whether another may follow on its connection.
+        service: what requests are for.
         user_timeout_ms: ``TCP_USER_TIMEOUT`` of client connections.
     """
 
-    def __init__(
-        self,
-        serve: Callable[[Arrival], Awaitable[bool]],
-        handler: Handler,
-        limits: LimitSettings,
-        timeouts: Timeouts,
-        refused: Callable[[ApiError], None],
-    ) -> None:
-        """`serve` answers a request and says whether another may follow on its connection."""
-        super().__init__(handler, handler_cancellation=True)
-        self.serve = serve
-        self.refused = refused
+    def __init__(self, service: Service, limits: LimitSettings, timeouts: Timeouts) -> None:
+        super().__init__(service, handler_cancellation=True)
+        self.service = service
         self._loop = asyncio.get_running_loop()
         self.limits = limits
         self.idle_seconds = timeouts.idle_connection
