@@ -36,12 +36,14 @@ class Media:
 NO_MEDIA = Media(0, 0)
 
 
-class _Text(msgspec.Struct, forbid_unknown_fields=True):
+class Text(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A message that is a text and nothing else."""
+
     role: str
     content: str
 
 
-_decode_texts = msgspec.json.Decoder(list[_Text]).decode
+_decode_texts = msgspec.json.Decoder(list[Text]).decode
 
 
 def count_texts(messages: msgspec.Raw) -> int | None:

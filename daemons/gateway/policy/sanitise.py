@@ -12,6 +12,7 @@ from daemons.gateway.policy.checks import Check, beyond, small, value_of
 from daemons.gateway.policy.checks import messages as check_messages
 from daemons.gateway.policy.items import check_items
 from daemons.gateway.policy.media import NO_MEDIA, Media, check_media, count_texts, may_hold_media
+from daemons.gateway.policy.plain import ABSENT, Plain, PlainReader
 from daemons.gateway.policy.structure import check_structure
 from daemons.gateway.policy.table import RULES, Action
 
@@ -163,6 +164,7 @@ class Policy:
         media_hosts: Callable[[str], Collection[str]],
     ) -> None:
         self._bounds = bounds
+        self._plain = PlainReader(_FREE_IF_SMALL - _BEYOND_MESSAGES, bounds)
         self._salt = salt
         self._media_hosts = media_hosts
 
@@ -172,6 +174,9 @@ class Policy:
         Raises:
             ApiError: the request is refused.
         """
+        plain = self._plain(raw)
+        if plain is not None and not fields.store:
+            return self._pass(plain, raw, cache_group, fields)
         body = parse(raw)
         model = text_of(body, "model")
         size = len(raw)
@@ -186,9 +191,7 @@ class Policy:
         stream = fields.streams and flag_of(body, "stream")
         keep_final = keep_all = False
         if stream and fields.usage_in_stream:
-            options = _stream_options(body)
-            keep_final = bool(options and options.include_usage)
-            keep_all = keep_final and bool(options and options.continuous_usage_stats)
+            keep_final, keep_all = _kept_usage(body.get("stream_options", ABSENT))
             body["stream_options"] = _ALL_USAGE
             changed = True
         if fields.store:
@@ -208,6 +211,32 @@ class Policy:
             _prompt_tokens(size, media) if fields.metered else 0,
             _answer_tokens(body) if fields.streams else 0,
             _answers(body) if stream else 0,
+        )
+
+    def _pass(self, plain: Plain, raw: bytes, cache_group: str, fields: EngineFields) -> Sanitised:
+        """As `__call__`, of a request that was found to be plain."""
+        stream = fields.streams and bool(plain.stream)
+        changed = plain.cache_salt is not ABSENT
+        keep_final = keep_all = False
+        if stream and fields.usage_in_stream:
+            keep_final, keep_all = _kept_usage(plain.stream_options)
+            plain.stream_options = _ALL_USAGE
+            changed = True
+        if fields.cache_salt and self._salt is not None:
+            plain.cache_salt = msgspec.Raw(self._salt(cache_group))
+            changed = True
+        else:
+            plain.cache_salt = ABSENT
+        answers = plain.n or 1
+        return Sanitised(
+            plain.model,
+            stream,
+            keep_final,
+            keep_all,
+            _encode(plain) if changed else raw,
+            _prompt_tokens(len(raw), NO_MEDIA) if fields.metered else 0,
+            plain.answer_tokens if fields.streams else 0,
+            answers if stream and answers > 1 else 0,
         )
 
     def _apply(self, body: Body, free: Collection[str]) -> bool:
@@ -288,14 +317,15 @@ def _answers(body: Body) -> int:
     return answers if several else 0
 
 
-def _stream_options(body: Body) -> _StreamOptions | None:
-    given = body.get("stream_options")
-    if given is None:
-        return None
+def _kept_usage(stream_options: msgspec.Raw) -> tuple[bool, bool]:
+    """Whether the client wants usage at the end of its stream, and in every event."""
+    if stream_options is ABSENT:
+        return False, False
     try:
-        options: _StreamOptions | None = _decode_stream_options(given)
+        options: _StreamOptions | None = _decode_stream_options(stream_options)
     except msgspec.MsgspecError as error:
         raise ApiError(
             ErrorCode.INVALID_REQUEST, f"'stream_options': {error}", param="stream_options"
         ) from None
-    return options
+    final = bool(options and options.include_usage)
+    return final, final and bool(options and options.continuous_usage_stats)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -328,6 +329,55 @@ def test_the_last_of_two_equal_keys_counts_and_alone_arrives() -> None:
     with pytest.raises(ApiError):
         ask(body)
     assert ask(b'{"model":"m","n":99,"n":2}').body.count(b'"n"') == 1
+
+
+_FIELDS = st.builds(EngineFields, st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.booleans())
+_numbers = st.none() | st.integers(-1, 6) | st.sampled_from([131072, 131073, 1.0, True, "1"])
+_texts = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.text(max_size=5), "content": st.text() | st.none()}, optional={"name": st.text()}
+    ),
+    max_size=3,
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"messages": _texts},
+        optional={
+            "n": _numbers,
+            "max_tokens": _numbers,
+            "max_completion_tokens": _numbers,
+            "stream": st.none() | st.booleans() | st.just("yes"),
+            "stream_options": st.sampled_from(
+                [None, {}, {"include_usage": True}, {"continuous_usage_stats": True}, 1]
+            ),
+            "temperature": json_values,
+            "cache_salt": st.just("mine"),
+            "system": st.just("Be kind."),
+            "unknown": st.just(1),
+        },
+    ),
+    _FIELDS,
+    st.booleans(),
+)
+def test_what_is_read_in_one_pass_is_read_as_ever(
+    body: dict[str, Any], fields: EngineFields, salted: bool
+) -> None:
+    raw = json.dumps({"model": "m", **body}).encode()
+    salt = cache_salts(b"secret") if salted else None
+
+    def outcome(bounds: PolicySettings, raw: bytes) -> object:
+        try:
+            asked = Policy(bounds, salt, lambda _: frozenset())(raw, "team", fields)
+        except ApiError as error:
+            return error.code, error.param
+        sent = {name: value for name, value in json.loads(asked.body).items() if value is not None}
+        return msgspec.structs.asdict(asked) | {"body": sent, "prompt_tokens": None}
+
+    # Blanks make it too long to be read in one pass.
+    longer = raw + b" " * 1024
+    assert outcome(PolicySettings(), raw) == outcome(PolicySettings(value_bytes=1024), longer)
 
 
 def test_salts_differ_by_group_and_secret() -> None:
