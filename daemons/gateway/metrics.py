@@ -23,10 +23,6 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 1
 SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-_NOTED = 128
-"""Values that a histogram sorts into its buckets at once, which costs less than one by one."""
-
-
 class Histogram:
     """Counts by upper bound, many values at once.
 
@@ -44,23 +40,11 @@ class Histogram:
         self.note = self._noted.append
         self._total = 0.0
 
-    def observe(self, value: float) -> None:
-        """Count `value`."""
-        noted = self._noted
-        noted.append(value)
-        if len(noted) >= _NOTED:
-            self.count()
-
-    def observe_all(self, values: Iterable[float]) -> None:
-        """Count `values`."""
-        self._noted += values
-        self.count()
-
     def count(self) -> None:
         """Sort what was noted into the buckets."""
-        noted, counts, counted = sorted(self._noted), self._counts, 0
-        if not noted:
+        if not self._noted:
             return
+        noted, counts, counted = sorted(self._noted), self._counts, 0
         for bucket, bound in enumerate(self._bounds):
             within = bisect_right(noted, bound)
             counts[bucket] += within - counted
@@ -126,7 +110,6 @@ class Series:
     """
 
     __slots__ = (
-        "_answered",
         "bytes_in",
         "bytes_out",
         "duration",
@@ -150,24 +133,20 @@ class Series:
         self.duration = Histogram(SECONDS)
         self.in_flight = 0
         self.ok = self.bytes_in = self.bytes_out = 0
-        self._answered: list[tuple[float, float, float]] = []
-        self.first = self.engine_ttft.observe
+        self.first = self.engine_ttft.note
         self.gap = self.inter_token.note
 
-    def answered(self, ttft: float, queue: float, overhead: float) -> None:
-        """An answer began: so many seconds after the request, of which so many in the queue and in here."""
-        self._answered.append((ttft, queue, overhead))
-        if len(self._answered) >= _NOTED:
-            self.gather()
-
     def gather(self) -> None:
-        """Count what `answered` and `gap` have noted."""
-        self.inter_token.count()
-        if self._answered:
-            histograms = (self.ttft, self.queue, self.overhead)
-            for histogram, values in zip(histograms, zip(*self._answered, strict=True), strict=True):
-                histogram.observe_all(values)
-            self._answered.clear()
+        """Count what the histograms have noted."""
+        for histogram in (
+            self.ttft,
+            self.queue,
+            self.engine_ttft,
+            self.overhead,
+            self.inter_token,
+            self.duration,
+        ):
+            histogram.count()
 
 
 class Counter(dict[tuple[str, ...], float]):

@@ -102,13 +102,15 @@ class Settle:
         series.ok += failure is None
         series.bytes_in += exchange.bytes_in
         series.in_flight -= 1
-        series.duration.observe(now - arrived)
+        series.duration.note(now - arrived)
         if relay is not None:
             series.bytes_out += relay.bytes_out
             first = relay.first_at
             if first:
                 queued = exchange.queued_seconds
-                series.answered(first - arrived, queued, relay.sent_at - arrived - queued)
+                series.ttft.note(first - arrived)
+                series.queue.note(queued)
+                series.overhead.note(relay.sent_at - arrived - queued)
 
 
 def _record(exchange: Exchange, failure: ErrorCode | None, counts: TokenCounts, now: float) -> Record:

@@ -126,11 +126,12 @@ class ClientConnection(RequestHandler):
                         await self._waiter
                     finally:
                         self._waiter = None
-                message, content = self._messages.popleft()
-                self._taken()
+                arrival, serving = self._take()
                 self.busy = True
                 try:
-                    keep = await self._answer(message, content)
+                    keep = await serving
+                except Exception as error:  # noqa: BLE001 - a bug, too, is told to its client
+                    keep = await self._explain(arrival, error)
                 finally:
                     self.busy = False
                     self.used_at = now = monotonic()
@@ -150,31 +151,31 @@ class ClientConnection(RequestHandler):
             if self.transport is not None:
                 self.transport.close()
 
-    def _taken(self) -> None:
-        """A message left the queue, which may have room for more now."""
+    def _take(self) -> tuple[Arrival, Awaitable[bool]]:
+        """The next message, and what serves it and says whether another may follow."""
+        message, content = self._messages.popleft()
         if self._parser is not None:
             self._parser.message_consumed()
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
             self._resume_reading_if_drained()
+        if isinstance(message, _ErrInfo):
+            arrival = Arrival(self, ERROR, content)
+            return arrival, self.handle(arrival, self._make_error_handler(message))
+        arrival = Arrival(self, message, content)
+        return arrival, self._server.service.serve(arrival)
 
     def _watch_keepalive(self) -> None:
         if not self._force_close:
             ends = self._next_keepalive_close_time
             self._keepalive_handle = self._loop.call_at(ends, self._process_keepalive)
 
-    async def _answer(self, message: RawRequestMessage | _ErrInfo, content: StreamReader) -> bool:
-        """Answer a request, or what is none; whether another may follow."""
-        if isinstance(message, _ErrInfo):
-            return await self.handle(Arrival(self, ERROR, content), self._make_error_handler(message))
-        arrival = Arrival(self, message, content)
-        try:
-            return await self._server.service.serve(arrival)
-        except ConnectionError:
+    async def _explain(self, arrival: Arrival, error: Exception) -> bool:
+        """Answer a request that was not served; whether another may follow."""
+        if isinstance(error, ConnectionError):
             return False
-        except ApiError as error:
+        if isinstance(error, ApiError):
             return await self.respond(arrival, self._server.service.refuse(arrival, error))
-        except Exception as error:  # noqa: BLE001 - a bug; its client is told so
-            return await self.respond(arrival, self.handle_error(self._request(arrival), 500, error))
+        return await self.respond(arrival, self.handle_error(self._request(arrival), 500, error))
 
     async def handle(self, arrival: Arrival, handler: Handler) -> bool:
         """Have `handler` answer a request; whether another may follow."""

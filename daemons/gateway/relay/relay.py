@@ -23,7 +23,7 @@ _PLAIN_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: "
 class Observer(Protocol):
     """Told of the moments that metrics are made of, in seconds."""
 
-    def first(self, seconds: float) -> None:
+    def first(self, seconds: float, /) -> None:
         """The first piece of the answer came so long after the request went to the engine."""
 
     def gap(self, seconds: float, /) -> None:

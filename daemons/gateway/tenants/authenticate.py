@@ -49,7 +49,7 @@ class Authenticator:
         """
         client = self._clients.of(headers, peer)
         presented = presented_key(headers)
-        tenant = self._ring.find(presented.encode(errors="surrogateescape"), time.time())
+        tenant = self._ring.find(presented.encode("utf-8", "surrogateescape"), time.time())
         if self._failures:
             self._slow(client, tenant)
         if tenant is None:
@@ -96,7 +96,7 @@ def presented_key(headers: CIMultiDictProxy[str]) -> str:
     if given is not None:
         scheme, _, key = given.partition(" ")
         key = key.strip()
-        if scheme.lower() == "bearer" and 0 < len(key) <= _MAX_KEY:
+        if (scheme == "Bearer" or scheme.lower() == "bearer") and 0 < len(key) <= _MAX_KEY:
             return key
     key = headers.get(_X_API_KEY, "").strip()
     if 0 < len(key) <= _MAX_KEY:

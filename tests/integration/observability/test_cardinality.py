@@ -56,7 +56,7 @@ def gateway_page() -> str:
     for model in range(ENGINES):
         for endpoint in ENDPOINTS:
             for priority in PRIORITIES:
-                metrics.series(f"model-{model}", endpoint, priority).ttft.observe(0.1)
+                metrics.series(f"model-{model}", endpoint, priority).ttft.note(0.1)
                 for outcome in OUTCOMES:
                     metrics.requests.add((f"model-{model}", endpoint, priority, outcome))
     registry = CollectorRegistry()
