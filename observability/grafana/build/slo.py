@@ -33,12 +33,11 @@ def _row(slo: str) -> list[Panel]:
     return [
         figure(
             f"{title}: kept",
-            f"Share of {what} in the last 30 days, for all models (slo:sli_errors:rate4m, slo:sli_events:rate4m); "
+            f"Share of {what} in the last 30 days, for all models (slo:sli_errors:rate30d, slo:sli_events:rate30d); "
             f"the objective is {objective:.1%}.",
             "percentunit",
             Query(
-                f"1 - sum(sum_over_time(slo:sli_errors:rate4m{{{where}}}[30d]))"
-                f" / sum(sum_over_time(slo:sli_events:rate4m{{{where}}}[30d]))"
+                f"1 - sum(slo:sli_errors:rate30d{{{where}}}) / (sum(slo:sli_events:rate30d{{{where}}}) > 0)"
             ),
             base=RED,
             steps=falling(1 - 2 * (1 - objective), objective),

@@ -118,14 +118,10 @@ class Lab:
         """Prometheus on everything so far; groups with an interval of their own go by `interval` too."""
         port, rules = free_port(), hasty_rules(self._folder)
         self._add("prometheus", port)
-        file = self._folder / "prometheus.yml"
-        file.write_text(yaml.safe_dump(config(self._jobs, rules, interval)))
-        command = ["prometheus", f"--config.file={file}", f"--storage.tsdb.path={self._folder / 'tsdb'}"]
-        command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
-        self._stack.enter_context(running(command))
-        made = Prometheus(f"http://127.0.0.1:{port}")
+        settings = config(self._jobs, rules, interval)
+        made, _ = self._stack.enter_context(watching(self._folder, settings, port))
         targets = sum(map(len, self._jobs.values()))
-        wait_for(lambda: _answers(made, targets), 60)
+        wait_for(lambda: answers(made, targets), 60)
         return made
 
     def record(self, folder: Path) -> None:
@@ -177,7 +173,20 @@ def hasty_rules(folder: Path) -> Path:
     return rules
 
 
-def _answers(prometheus: Prometheus, targets: int) -> bool:
+@contextlib.contextmanager
+def watching(
+    folder: Path, settings: dict[str, Any], port: int, *options: str
+) -> Iterator[tuple[Prometheus, int]]:
+    """A Prometheus on `port` whose data is in the folder ``tsdb`` of `folder`, and its process id."""
+    file = folder / "prometheus.yml"
+    file.write_text(yaml.safe_dump(settings))
+    command = ["prometheus", f"--config.file={file}", f"--storage.tsdb.path={folder / 'tsdb'}", *options]
+    with running([*command, f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]) as process:
+        yield Prometheus(f"http://127.0.0.1:{port}"), process.pid
+
+
+def answers(prometheus: Prometheus, targets: int) -> bool:
+    """Whether it does, and has found `targets` to be up."""
     try:
         return len(prometheus.instant("up == 1", time.time())) == targets
     except OSError:
