@@ -1,5 +1,6 @@
 """A past for Prometheus: what a page's series were, with the noise of a busy service, written as blocks."""
 
+import contextlib
 import random
 import re
 import subprocess
@@ -9,11 +10,16 @@ from itertools import accumulate
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
-from observability.prometheus.client import Points
+from observability.prometheus.client import Points, Prometheus
+from observability.prometheus.local import config
+from tests.integration.engine.conftest import free_port, wait_for
+from tests.integration.observability.lab import answers, watching
 from tests.integration.observability.large import Page
 
 SCRAPE_SECONDS = 15
+KEPT_FOR_EVER = "--storage.tsdb.retention.time=100y"
 
 _COUNTER = re.compile(r".*_(total|count|sum)")
 _QUIET = re.compile(
@@ -26,14 +32,17 @@ _IDLE_SHARE = {"llm_gateway_tokens_total": 0.5}
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """A series, and its value at each scrape."""
+    """A series as its target tells it, the labels that Prometheus adds, and its value at each scrape."""
 
     name: str
     labels: dict[str, str]
+    added: dict[str, str]
     values: Sequence[float]
 
-    def __str__(self) -> str:
-        return series(self.name, self.labels)
+    def stored(self) -> str:
+        """The series as Prometheus stores it."""
+        own = {f"exported_{key}" if key in self.added else key: value for key, value in self.labels.items()}
+        return series(self.name, own | self.added)
 
 
 def series(name: str, labels: dict[str, str]) -> str:
@@ -42,7 +51,7 @@ def series(name: str, labels: dict[str, str]) -> str:
 
 
 def courses(
-    page: Page, instance: str, host: str, scrapes: int, wanted: Callable[[str], bool]
+    page: Page, instance: str, host: str, scrapes: int, wanted: Callable[[Sample], bool]
 ) -> Iterator[Course]:
     """What those series of `page` that are `wanted` were over a number of `scrapes`."""
     chance = random.Random(page.path)  # noqa: S311 - readings, no secrets
@@ -50,21 +59,20 @@ def courses(
     histograms: dict[str, _Arrivals] = {}
     for family in text_string_to_metric_families(page.text):
         for sample in family.samples:
-            own = {f"exported_{key}" if key in added else key: value for key, value in sample.labels.items()}
-            if not wanted(series(sample.name, own | added)):
+            if not wanted(sample):
                 continue
             stem, _, part = sample.name.rpartition("_")
             values: Iterable[float]
-            if part == "bucket" or f"{stem}_bucket" in {one.name for one in family.samples[:1]}:
-                one = series(stem, {key: value for key, value in own.items() if key != "le"})
+            if family.type == "histogram":
+                one = series(stem, {key: value for key, value in sample.labels.items() if key != "le"})
                 if one not in histograms:
                     histograms[one] = _Arrivals(chance, scrapes, 0.3 if "seconds" in stem else 100)
-                values = histograms[one].counted(part, own.get("le", "+Inf"))
+                values = histograms[one].counted(part, sample.labels.get("le", "+Inf"))
             elif _COUNTER.fullmatch(sample.name):
                 values = _counted(sample.name, scrapes, chance)
             else:
                 values = _measured(sample.name, sample.value, scrapes, chance)
-            yield Course(sample.name, own | added, list(values))
+            yield Course(sample.name, sample.labels, added, list(values))
 
 
 class _Arrivals:
@@ -130,15 +138,21 @@ def _about(pace: float, chance: random.Random) -> int:
     return int(chance.random() * 2 * pace + 0.5)
 
 
-def openmetrics(lines: Iterable[tuple[str, Points]], file: Path) -> None:
-    """Write series and their points to `file`, to be made blocks of."""
+def add(lines: Iterable[tuple[str, Points]], folder: Path, hours: int = 31 * 24) -> None:
+    """Put series into the data of the Prometheus that works in `folder`, as blocks of `hours` at most."""
+    file = folder / "past.om"
     with file.open("w") as out:
         for name, points in lines:
             out.writelines(f"{name} {value!r} {at:.3f}\n" for at, value in points)
         out.write("# EOF\n")
+    command = ["promtool", "tsdb", "create-blocks-from", "openmetrics", f"--max-block-duration={hours}h"]
+    subprocess.run([*command, "--quiet", file, folder / "tsdb"], check=True)
 
 
-def blocks(file: Path, tsdb: Path, span: str) -> None:
-    """Turn what `openmetrics` wrote into blocks of `span` in `tsdb`."""
-    command = ["promtool", "tsdb", "create-blocks-from", "openmetrics", f"--max-block-duration={span}"]
-    subprocess.run([*command, "--quiet", file, tsdb], check=True, capture_output=True)
+@contextlib.contextmanager
+def idle(folder: Path) -> Iterator[tuple[Prometheus, int]]:
+    """A Prometheus that does nothing on what was added in `folder`, and its process."""
+    settings = config({}, folder / "none", "15s")
+    with watching(folder, settings, free_port(), KEPT_FOR_EVER) as (prometheus, process):
+        wait_for(lambda: answers(prometheus, 0), 60)
+        yield prometheus, process

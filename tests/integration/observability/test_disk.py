@@ -1,8 +1,8 @@
 """What a sample takes on disk, and whether the budget of the role prometheus is enough for its retention."""
 
 import json
-import zlib
 from collections.abc import Iterator
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -26,11 +26,10 @@ START = 1_700_006_400
 def past(scrapes: int, share: int) -> Iterator[tuple[str, Points]]:
     """One of `share` series of a large host under load."""
     moments = [START + history.SCRAPE_SECONDS * number for number in range(scrapes)]
+    wanted = chain.from_iterable(repeat((True, *repeat(False, share - 1))))
     for page in large.pages():
-        for course in history.courses(
-            page, "127.0.0.1:9100", HOST, scrapes, lambda text: zlib.crc32(text.encode()) % share == 0
-        ):
-            yield str(course), list(zip(moments, course.values, strict=True))
+        for course in history.courses(page, "127.0.0.1:9100", HOST, scrapes, lambda _: next(wanted)):
+            yield course.stored(), list(zip(moments, course.values, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -38,8 +37,7 @@ def past(scrapes: int, share: int) -> Iterator[tuple[str, Points]]:
     [(4, 40), pytest.param(24, 16, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
 )
 def test_the_budget_holds_what_is_kept(hours: int, share: int, tmp_path: Path) -> None:
-    history.openmetrics(past(hours * 3600 // history.SCRAPE_SECONDS, share), tmp_path / "past.om")
-    history.blocks(tmp_path / "past.om", tmp_path / "tsdb", f"{hours}h")
+    history.add(past(hours * 3600 // history.SCRAPE_SECONDS, share), tmp_path, hours)
     samples = sum(
         json.loads(path.read_text())["stats"]["numSamples"]
         for path in (tmp_path / "tsdb").glob("*/meta.json")
