@@ -88,6 +88,7 @@ class Gateway(Daemon):
         self._tracing = tracing(collector) if tracing and collector else None
         connect = settings.timeouts.connect
         self.pool = Pool([Engine(e, connect) for e in settings.engines], LeastInFlight())
+        self._metrics.expect(self.pool.models)
         self.tenancy = Tenancy(
             settings,
             self._metrics,

@@ -14,13 +14,18 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from daemons.gateway.admission.queue import Admission
+from daemons.gateway.errors import ErrorCode, status_of
 from daemons.gateway.pool.pool import Pool
+from daemons.gateway.settings import PRIORITIES
 from daemons.runtime.control import EngineState
 
 OTHER = "other"
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+_JUDGED = ("ok", *(code.value for code in ErrorCode if status_of(code) >= 500))
+"""What alerts weigh: shown as 0 before it happens, since rate() does not see the first value of a series."""
 
 
 class Histogram:
@@ -210,7 +215,18 @@ class Metrics(Collector):
         series = self._series.get(labels)
         if series is None:
             series = self._series[labels] = Series()
+            self._expect(labels)
         return series
+
+    def expect(self, models: Iterable[str]) -> None:
+        """Show chats with `models` before there are any; other endpoints are shown once they are used."""
+        for model in models:
+            for priority in PRIORITIES:
+                self._expect((model, "chat", priority))
+
+    def _expect(self, labels: tuple[str, str, str]) -> None:
+        for outcome in _JUDGED:
+            self.requests.setdefault((*labels, outcome), 0)
 
     def count_tokens(self, key: str, model: str, prompt: int, cached: int, completion: int) -> None:
         """Tokens of a request."""

@@ -1,5 +1,7 @@
 """Counters over workers that follow each other: each count is shown once and never taken back."""
 
+from collections import defaultdict
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,12 +36,10 @@ class Worker:
 
     def shown(self) -> float:
         """The requests that a scrape sees."""
-        samples = {
-            s.name: s.value
-            for f in self.totals.collect()
-            for s in f.samples
-            if s.labels.get("le") in {None, "+Inf"}
-        }
+        samples: defaultdict[str, float] = defaultdict(float)
+        for sample in (s for f in self.totals.collect() for s in f.samples):
+            if sample.labels.get("le") in {None, "+Inf"}:
+                samples[sample.name] += sample.value
         assert samples["llm_gateway_requests_total"] == samples["llm_gateway_request_seconds_count"]
         return samples["llm_gateway_requests_total"]
 
