@@ -4,7 +4,6 @@ On a host Ansible renders the same templates with the inventory's thresholds. Wh
 `make monitoring` uses and what promtool tests; it is committed, so that the rules can be read as they are.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 import jinja2
 import yaml
+
+from observability.generated import write_or_check
 
 HERE = Path(__file__).parent
 RULES = HERE / "rules"
@@ -54,16 +55,7 @@ def wanted() -> Iterator[tuple[Path, str]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the files, or with ``--check`` name those that differ; returns 1 when any does."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only say which files are not up to date")
-    check = parser.parse_args(argv).check
-    stale = [(path, text) for path, text in wanted() if not path.is_file() or path.read_text() != text]
-    for path, text in stale:
-        if check:
-            print(f"{path} is not up to date: make rules", file=sys.stderr)
-        else:
-            path.write_text(text, encoding="utf-8")
-    return int(check and bool(stale))
+    return write_or_check(wanted(), argv, prog="python -m observability.prometheus.render", doc=__doc__)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Writes the dashboards' JSON, or with ``--check`` names the files that differ."""
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
+from observability.generated import write_or_check
 from observability.grafana.build import engines, gpus, host, overview, slo, tenants, traffic
 
 FOLDER = Path(__file__).parents[1] / "dashboards"
@@ -33,16 +33,7 @@ def wanted() -> Iterator[tuple[Path, str]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the files, or with ``--check`` name those that differ; returns 1 when any does."""
-    parser = argparse.ArgumentParser(prog="python -m observability.grafana.build", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only say which files are not up to date")
-    check = parser.parse_args(argv).check
-    stale = [(path, text) for path, text in wanted() if not path.is_file() or path.read_text() != text]
-    for path, text in stale:
-        if check:
-            print(f"{path} is not up to date: make rules", file=sys.stderr)
-        else:
-            path.write_text(text, encoding="utf-8")
-    return int(check and bool(stale))
+    return write_or_check(wanted(), argv, prog="python -m observability.grafana.build", doc=__doc__)
 
 
 if __name__ == "__main__":

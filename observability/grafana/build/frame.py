@@ -1,8 +1,10 @@
 """What every dashboard has: variables, links to the others, annotations."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from grafana_foundation_sdk.builders import dashboard as builders
+from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models import dashboard as models
 
 from observability.grafana.build.kit import SOURCE, Panel
@@ -16,11 +18,57 @@ _VARIABLES = {
     "key": ("Key", "label_values(llm_gateway_tokens_total, key)"),
 }
 
-_RESTARTS = "sum by (host, engine, cause) (increase(llm_engine_restarts_total[$__rate_interval])) > 0"
-_DEPLOYMENTS = (
-    "count by (job, version) (llm_build_info) unless count by (job, version) (llm_build_info offset 5m)"
+
+@dataclass(frozen=True, slots=True)
+class Note(Builder[models.AnnotationQuery]):
+    """Marks of the times at which `expr` has a value above 0, one for each of its series."""
+
+    name: str
+    color: str
+    expr: str
+    title: str
+    text: str
+
+    def build(self) -> models.AnnotationQuery:
+        """The annotation."""
+        return _Titled(self)
+
+
+class _Titled(models.AnnotationQuery):
+    """With the words of a mark, which the SDK's annotation lacks: Grafana would show a mark without any."""
+
+    def __init__(self, note: Note) -> None:
+        super().__init__(note.name, SOURCE, icon_color=note.color, expr=note.expr)
+        self._words = {"titleFormat": note.title, "textFormat": note.text}
+
+    def to_json(self) -> dict[str, object]:
+        return super().to_json() | self._words
+
+
+NOTES = (
+    Note(
+        "Alerts",
+        "red",
+        'sum by (alertname, severity, host, model, engine) (ALERTS{alertstate="firing"})',
+        "{{alertname}}",
+        "{{severity}} {{host}} {{model}} {{engine}}",
+    ),
+    Note(
+        "Restarts",
+        "orange",
+        "sum by (host, job, engine, cause) (increase(llm_engine_restarts_total[$__rate_interval])) > 0 or "
+        'sum by (host, job, engine) (changes(process_start_time_seconds{job=~"llm-.+"}[$__rate_interval])) > 0',
+        "{{job}} {{engine}} restarted",
+        "{{host}} {{cause}}",
+    ),
+    Note(
+        "Deployments",
+        "blue",
+        "count by (job, version) (llm_build_info) unless count by (job, version) (llm_build_info offset 5m)",
+        "{{job}} {{version}}",
+        "This version runs for the first time, or again.",
+    ),
 )
-_ALERTS = 'sum by (alertname, severity, host, model, engine) (ALERTS{alertstate="firing"})'
 
 
 def dashboard(
@@ -42,13 +90,7 @@ def dashboard(
         .timezone("browser")
         .refresh("30s")
         .variables([_source(), *map(_variable, variables)])
-        .annotations(
-            [
-                _annotation("Alerts", "red", _ALERTS),
-                _annotation("Restarts", "orange", _RESTARTS),
-                _annotation("Deployments", "blue", _DEPLOYMENTS),
-            ]
-        )
+        .annotations(list(NOTES))
         .link(
             builders.DashboardLink("LLM dashboards")
             .type(models.DashboardLinkType.DASHBOARDS)
@@ -82,7 +124,3 @@ def _variable(name: str) -> builders.QueryVariable:
         .all_value(".*")
         .current(models.VariableOption(selected=True, text=["All"], value=["$__all"]))
     )
-
-
-def _annotation(name: str, color: str, expr: str) -> builders.AnnotationQuery:
-    return builders.AnnotationQuery().name(name).datasource(SOURCE).enable(True).icon_color(color).expr(expr)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
+from typing import Protocol, Self, TypeVar
 
 from grafana_foundation_sdk.builders import (
     bargauge,
@@ -20,7 +21,6 @@ from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
-ALERTS = models.DataSourceRef(type_val="alertmanager", uid="alertmanager")
 
 GREEN, ORANGE, RED, BLUE = "green", "orange", "red", "blue"
 
@@ -80,18 +80,11 @@ def series(
 ) -> Panel:
     """Lines over time; thresholds are dashed."""
     panel = (
-        timeseries.Panel()
-        .title(title)
-        .description(description)
-        .unit(unit)
-        .datasource(SOURCE)
-        .span(width)
-        .height(8)
+        _framed(timeseries.Panel(), title, description, unit, (width, 8), steps=steps, base=base)
         .min(0)
         .line_width(1)
         .fill_opacity(30 if stacked else 8)
         .show_points(common_models.VisibilityMode.NEVER)
-        .thresholds(_thresholds(base, steps))
         .thresholds_style(common.GraphThresholdsStyleConfig().mode(_threshold_style(steps)))
         .legend(_legend())
         .tooltip(_tooltip())
@@ -114,21 +107,13 @@ def figure(
     steps: Sequence[Step] = (),
     base: str = GREEN,
     decimals: int | None = None,
-    width: int = 4,
 ) -> Panel:
     """The present value in large, with its course behind it."""
     panel = (
-        stat.Panel()
-        .title(title)
-        .description(description)
-        .unit(unit)
-        .datasource(SOURCE)
-        .span(width)
-        .height(4)
-        .thresholds(_thresholds(base, steps))
+        _framed(stat.Panel(), title, description, unit, (4, 4), steps=steps, base=base)
         .color_mode(common_models.BigValueColorMode.VALUE)
         .graph_mode(common_models.BigValueGraphMode.AREA)
-        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .reduce_options(_last())
         .no_value("no data")
         .with_target(_target(query, "A"))
     )
@@ -136,73 +121,39 @@ def figure(
 
 
 def bars(
-    title: str,
-    description: str,
-    unit: str,
-    query: Query,
-    *,
-    steps: Sequence[Step] = (),
-    base: str = GREEN,
-    most: float | None = None,
-    width: int = 8,
+    title: str, description: str, unit: str, query: Query, *, steps: Sequence[Step] = (), most: float
 ) -> Panel:
-    """The present values side by side."""
-    panel = (
-        bargauge.Panel()
-        .title(title)
-        .description(description)
-        .unit(unit)
-        .datasource(SOURCE)
-        .span(width)
-        .height(8)
+    """The present values side by side, each as a part of `most`."""
+    return (
+        _framed(bargauge.Panel(), title, description, unit, (8, 8), steps=steps)
         .min(0)
-        .thresholds(_thresholds(base, steps))
+        .max(most)
         .display_mode(common_models.BarGaugeDisplayMode.BASIC)
         .orientation(common_models.VizOrientation.HORIZONTAL)
-        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .reduce_options(_last())
         .with_target(_target(query, "A", instant=True))
     )
-    return panel if most is None else panel.max(most)
 
 
-def rows_of(
-    title: str, description: str, unit: str, query: Query, *, hidden: Sequence[str] = (), width: int = 12
-) -> Panel:
+def rows_of(title: str, description: str, unit: str, query: Query, *, width: int = 12) -> Panel:
     """A table with a row a series and its labels as columns."""
-    exclude = dict.fromkeys(("Time", *hidden), True)
     return (
-        table.Panel()
-        .title(title)
-        .description(description)
-        .unit(unit)
-        .datasource(SOURCE)
-        .span(width)
-        .height(8)
-        .thresholds(_thresholds(GREEN, ()))
+        _framed(table.Panel(), title, description, unit, (width, 8))
         .with_transformation(
-            models.DataTransformerConfig(id_val="organize", options={"excludeByName": exclude})
+            models.DataTransformerConfig(id_val="organize", options={"excludeByName": {"Time": True}})
         )
         .with_target(_target(query, "A", instant=True, as_table=True))
     )
 
 
-def states(
-    title: str, description: str, query: Query, names: Mapping[int, tuple[str, str]], *, width: int = 24
-) -> Panel:
+def states(title: str, description: str, query: Query, names: Mapping[int, tuple[str, str]]) -> Panel:
     """Which state each series was in; `names` gives the word and the colour of a value."""
     options = {
         str(value): models.ValueMappingResult(text=word, color=color)
         for value, (word, color) in names.items()
     }
     return (
-        statetimeline.Panel()
-        .title(title)
-        .description(description)
-        .unit("none")
-        .datasource(SOURCE)
-        .span(width)
-        .height(6)
-        .thresholds(_thresholds(BLUE, ()))
+        _framed(statetimeline.Panel(), title, description, "none", (24, 6), base=BLUE)
         .mappings([models.ValueMap(options=options)])
         .show_value(common_models.VisibilityMode.NEVER)
         .fill_opacity(80)
@@ -212,30 +163,63 @@ def states(
     )
 
 
-def firing(title: str, description: str, *, width: int = 12) -> Panel:
-    """Alertmanager's alerts. The SDK has no builder for this panel."""
+def firing(title: str, description: str) -> Panel:
+    """The alerts of the provisioned Prometheus. The SDK has no builder for this panel.
+
+    Grafana's list takes alerts from where they are evaluated and nowhere else; that source names its Alertmanager.
+    """
     options: dict[str, object] = {
         "viewMode": "list",
         "groupMode": "default",
         "maxItems": 20,
         "sortOrder": 3,
         "dashboardAlerts": False,
-        "datasource": "Alertmanager",
+        "datasource": "Prometheus",
         "showInstances": True,
         "stateFilter": {"firing": True, "pending": True, "noData": False, "normal": False, "error": True},
     }
+    return _framed(builders.Panel().type("alertlist"), title, description, "none", (12, 8)).options(options)
+
+
+class _Framed(Protocol):
+    """What the builders of all kinds of panels have in common."""
+
+    def title(self, title: str, /) -> Self: ...
+    def description(self, description: str, /) -> Self: ...
+    def unit(self, unit: str, /) -> Self: ...
+    def datasource(self, datasource: models.DataSourceRef, /) -> Self: ...
+    def span(self, w: int, /) -> Self: ...
+    def height(self, h: int, /) -> Self: ...
+    def thresholds(self, thresholds: Builder[models.ThresholdsConfig], /) -> Self: ...
+
+
+_P = TypeVar("_P", bound=_Framed)
+
+
+def _framed(
+    panel: _P,
+    title: str,
+    description: str,
+    unit: str,
+    size: tuple[int, int],
+    *,
+    steps: Sequence[Step] = (),
+    base: str = GREEN,
+) -> _P:
+    """`panel` with what every panel has; `size` is its width, of 24 columns, and its height in rows."""
     return (
-        builders.Panel()
-        .type("alertlist")
-        .title(title)
+        panel.title(title)
         .description(description)
-        .unit("none")
-        .datasource(ALERTS)
-        .span(width)
-        .height(8)
-        .thresholds(_thresholds(GREEN, ()))
-        .options(options)
+        .unit(unit)
+        .datasource(SOURCE)
+        .span(size[0])
+        .height(size[1])
+        .thresholds(_thresholds(base, steps))
     )
+
+
+def _last() -> common.ReduceDataOptions:
+    return common.ReduceDataOptions().calcs(["lastNotNull"])
 
 
 def _target(query: Query, ref: str, *, instant: bool = False, as_table: bool = False) -> prometheus.Dataquery:

@@ -1,6 +1,7 @@
 """Every query of every dashboard and every rule, on a real Prometheus that looks at the real daemons."""
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,6 +74,20 @@ def test_every_query_of_every_panel_finds_data(seen: Seen) -> None:
                 if not any(one.points for one in found):
                     empty.add(f"{name}: {panel.title} {query.ref}")
     assert empty == set(WITHOUT_DATA)
+
+
+def test_every_mark_and_variable_is_understood(seen: Seen) -> None:
+    """Marks may find nothing, as nothing restarts here; Prometheus refuses what it does not understand."""
+    window = seen.window
+    for board in boards().values():
+        for note in board["annotations"]["list"]:
+            seen.prometheus.over(window.fill(note["expr"]), window.start, window.end, 5)
+        for variable in board["templating"]["list"]:
+            if variable["type"] == "query":
+                asked = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+                assert asked
+                values = seen.prometheus.get(f"label/{asked[2]}/values", **{"match[]": window.fill(asked[1])})
+                assert values, variable["name"]
 
 
 def test_every_recording_rule_and_every_alert_s_metric_has_data(seen: Seen) -> None:

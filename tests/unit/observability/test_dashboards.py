@@ -1,7 +1,7 @@
 """The dashboards: as built, and linted as Grafana's dashboard-linter and Cloudflare's pint would."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from observability.grafana.build.__main__ import main
 from observability.grafana.panels import FOLDER, Panel, boards, filled, panels, variables
 from observability.grafana.units import shown
 from observability.prometheus.render import RULES
+from tests.unit.deploy import playbook
 
 ROOT = Path(__file__).parents[3]
 SCRAPES = Path(__file__).parent / "scrapes"
@@ -55,12 +56,16 @@ def expressions() -> Iterator[tuple[str, str]]:
 EXPRESSIONS = list(expressions())
 
 
-def selectors(expr: str) -> Iterator[tuple[str, dict[str, tuple[str, str]], bool]]:
+Matchers = dict[str, tuple[str, str]]
+"""Operator and value by label."""
+
+
+def selectors(expr: str) -> Iterator[tuple[str, Matchers, bool]]:
     """Every selector in `expr`: its metric, its matchers, and whether it is a counter's rate or increase."""
     yield from _selectors(promql_parser.parse(expr), rated=False)
 
 
-def _selectors(node: Any, *, rated: bool) -> Iterator[tuple[str, dict[str, tuple[str, str]], bool]]:
+def _selectors(node: Any, *, rated: bool) -> Iterator[tuple[str, Matchers, bool]]:
     match node:
         case promql_parser.VectorSelector():
             yield node.name or "", {m.name: (str(m.op), m.value) for m in node.matchers.matchers}, rated
@@ -107,10 +112,45 @@ def test_a_panel_has_a_title_a_description_a_unit_thresholds_and_a_query(name: s
 
 @pytest.mark.parametrize(("name", "panel"), PANELS, ids=IDS)
 def test_a_panel_asks_the_chosen_data_source(name: str, panel: Panel) -> None:
-    expected = "alertmanager" if panel.kind == "alertlist" else "${datasource}"
-    assert panel.raw["datasource"]["uid"] == expected, name
+    assert panel.raw["datasource"]["uid"] == "${datasource}", name
     for target in panel.raw.get("targets", []):
         assert target["datasource"]["uid"] == "${datasource}"
+
+
+def provisioned(folder: Path, **variables: object) -> dict[str, dict[str, Any]]:
+    """The data sources that a deployment gives Grafana, by name."""
+    template = ROOT / "ansible/roles/grafana/templates/datasources.yaml.j2"
+    task = {"ansible.builtin.template": {"src": str(template), "dest": str(folder / "sources.yaml")}}
+    status, said = playbook.run(folder, [task], {"all": {"hosts": {"one": None}, "vars": variables}})
+    assert status == 0, said
+    found = yaml.safe_load((folder / "sources.yaml").read_text())["datasources"]
+    return {source["name"]: source for source in found}
+
+
+def test_the_list_of_alerts_takes_them_from_a_provisioned_source_that_knows_its_alertmanager(
+    tmp_path: Path,
+) -> None:
+    """Grafana's list looks its source up by name, among those that evaluate rules."""
+    (panel,) = (panel for _, panel in PANELS if panel.kind == "alertlist")
+    sources = provisioned(tmp_path, prometheus_interval="20s")
+    source = sources[panel.raw["options"]["datasource"]]
+    assert source["type"] == "prometheus"
+    assert source["jsonData"]["timeInterval"] == "20s"
+    (manager,) = (one for one in sources.values() if one["uid"] == source["jsonData"]["alertmanagerUid"])
+    assert manager["type"] == "alertmanager"
+
+
+def test_without_alertmanager_nothing_points_to_it(tmp_path: Path) -> None:
+    (source,) = provisioned(tmp_path, alertmanager_enabled=False).values()
+    assert "alertmanagerUid" not in source["jsonData"]
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_a_mark_says_what_happened(name: str) -> None:
+    for note in BOARDS[name]["annotations"]["list"]:
+        assert note["titleFormat"], note["name"]
+        grouped = set(re.findall(r"\w+", " ".join(re.findall(r"by \(([^)]*)\)", note["expr"]))))
+        assert set(re.findall(r"{{(\w+)}}", note["titleFormat"] + note["textFormat"])) <= grouped
 
 
 @pytest.mark.parametrize(("name", "panel"), PANELS, ids=IDS)
@@ -157,6 +197,22 @@ def test_dashboards_are_linked_and_keep_time_and_variables(name: str) -> None:
     assert set(link["tags"]) <= set(board["tags"])
     assert {note["name"] for note in board["annotations"]["list"]} == {"Alerts", "Restarts", "Deployments"}
     assert not board["editable"]
+
+
+ORIGINAL = {
+    "traffic": {
+        *("Requests", "Active requests", "Queue depth", "End to end", "Time to first token"),
+        *("4xx by status", "5xx by status", "Authentication failures", "Rate limited"),
+    },
+    "gpus": {"Utilisation", "Memory used", "Memory free", "Power", "Temperature", "SM clock"},
+    "engines": {"KV cache use", "Offload tier", "Running, waiting, swapped"},
+}
+"""Panels that the original's operators look for."""
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_the_original_s_panels_are_there(name: str) -> None:
+    assert ORIGINAL[name] <= {panel.title for panel in panels(BOARDS[name])}
 
 
 @pytest.mark.parametrize("name", BOARDS)
@@ -234,6 +290,23 @@ ADDED = {"host", "job", "instance", "engine", "exported_engine"}
 """Labels of targets."""
 
 
+def selected(matchers: Matchers, labels: dict[str, str]) -> bool:
+    """Whether a series with `labels` of its own, and any of its target, is what `matchers` select."""
+    return all(
+        MATCHES[op](value, labels.get(label, ""))
+        for label, (op, value) in matchers.items()
+        if label not in ADDED
+    )
+
+
+MATCHES: dict[str, Callable[[str, str], bool]] = {
+    "MatchOp.Equal": lambda value, found: value == found,
+    "MatchOp.NotEqual": lambda value, found: value != found,
+    "MatchOp.Re": lambda value, found: re.fullmatch(value, found) is not None,
+    "MatchOp.NotRe": lambda value, found: re.fullmatch(value, found) is None,
+}
+
+
 @pytest.mark.parametrize(("place", "expr"), EXPRESSIONS, ids=[place for place, _ in EXPRESSIONS])
 def test_every_selector_exists_in_a_recorded_scrape(place: str, expr: str) -> None:
     for metric, matchers, _ in selectors(expr):
@@ -242,6 +315,23 @@ def test_every_selector_exists_in_a_recorded_scrape(place: str, expr: str) -> No
         assert metric in RECORDED, (place, metric)
         labels = set().union(*RECORDED[metric]) | ADDED
         assert set(matchers) <= labels, (place, metric)
+        assert any(selected(matchers, one) for one in RECORDED[metric]), (place, metric, matchers)
+        for label, (op, value) in matchers.items():
+            wanted = value.split("|") if op == "MatchOp.Re" and "(" not in value else []
+            for word in wanted if label not in ADDED else ():
+                assert any(re.fullmatch(word, one.get(label, "")) for one in RECORDED[metric]), (place, word)
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_a_variable_offers_a_label_of_a_recorded_series(name: str) -> None:
+    for one in BOARDS[name]["templating"]["list"]:
+        if one["type"] != "query":
+            continue
+        found = re.fullmatch(r"label_values\((.+), (\w+)\)", one["query"]["query"])
+        assert found, one["name"]
+        for metric, _, _ in selectors(filled(found[1], "5m", "1h")):
+            assert metric == "up" or metric in RECORDED, metric
+            assert found[2] in ADDED.union(*RECORDED.get(metric, [])), (metric, found[2])
 
 
 def test_what_is_called_unrecorded_is() -> None:
