@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def _finish_lines(axes: Axes, panel: Panel, window: Window, count: int) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, panel.unit)))
     _time_axis(axes, window)
     handles, labels = axes.get_legend_handles_labels()
-    shown_labels = [label[:34] for label in labels[:_LEGENDS]]
+    shown_labels = [label[:40] for label in labels[:_LEGENDS]]
     if count > _LEGENDS:
         shown_labels[-1] += f" … {count - _LEGENDS} more"
     wide = max(map(len, shown_labels)) > 20
@@ -212,7 +213,7 @@ def _figure(axes: Axes, panel: Panel, prometheus: Prometheus, window: Window) ->
     axes.text(
         0.5,
         0.5,
-        shown(value, panel.unit),
+        shown(_rounded(value, panel), panel.unit),
         transform=axes.transAxes,
         ha="center",
         va="center",
@@ -220,6 +221,14 @@ def _figure(axes: Axes, panel: Panel, prometheus: Prometheus, window: Window) ->
         weight="bold",
         color=_color(panel, value),
     )
+
+
+def _rounded(value: float, panel: Panel) -> float:
+    """`value` with the decimals that `panel` asks for, counted in its unit."""
+    decimals = panel.defaults.get("decimals")
+    if decimals is None:
+        return value
+    return round(value, int(decimals) + (2 if panel.unit == "percentunit" else 0))
 
 
 def _bars(axes: Axes, panel: Panel, prometheus: Prometheus, window: Window) -> None:
@@ -231,14 +240,15 @@ def _bars(axes: Axes, panel: Panel, prometheus: Prometheus, window: Window) -> N
     data = sorted(data, key=lambda one: one[1].points[-1][1])[-12:]
     values = [one.points[-1][1] for _, one in data]
     most = panel.defaults.get("max", max(values) or 1)
-    spots = range(len(data))
+    rows = max(len(data), 5)
+    spots = range(rows - len(data), rows)
     axes.barh(spots, [most] * len(data), color="#24272d", height=0.7)
     axes.barh(spots, values, color=[_color(panel, value) for value in values], height=0.7)
     for spot, (name, _), value in zip(spots, data, values, strict=True):
         axes.text(most * 0.01, spot, name, va="center", fontsize=7, color="white")
         axes.text(most, spot, shown(value, panel.unit), va="center", ha="right", fontsize=7, color="white")
     axes.set_xlim(0, most)
-    axes.set_ylim(-0.6, max(len(data), 5) - 0.4)
+    axes.set_ylim(-0.6, rows - 0.4)
     axes.axis("off")
 
 
@@ -248,17 +258,15 @@ def _table(axes: Axes, panel: Panel, prometheus: Prometheus, window: Window) -> 
     if not data:
         _nothing(axes)
         return
-    columns = list(dict.fromkeys(key for _, one in data for key in one.labels if key != "__name__"))
-    lines = [
-        [one.labels.get(column, "")[:36] for column in columns] + [shown(one.points[-1][1], panel.unit)]
-        for _, one in data[:9]
-    ]
-    widths = [
-        max(len(line[i]) for line in [[*columns, "Value"], *lines]) + 2 for i in range(len(columns) + 1)
-    ]
+    hidden = panel.raw["transformations"][0]["options"]["excludeByName"]
+    cells = [{**one.labels, "Value": shown(one.points[-1][1], panel.unit)} for _, one in data[:9]]
+    columns = [key for key in dict.fromkeys(chain(*cells)) if key != "__name__" and key not in hidden]
+    lines = [[row.get(column, "")[:40] for column in columns] for row in cells]
+    widths = [max(map(len, [column, *texts])) + 2 for column, *texts in zip(columns, *lines, strict=True)]
     table = axes.table(
         lines,
-        colLabels=[*columns, "Value"],
+        colLabels=columns,
+        colLoc="left",
         colWidths=[width / sum(widths) for width in widths],
         loc="upper left",
         cellLoc="left",
@@ -319,6 +327,7 @@ _DRAW = {
 def _plain(axes: Axes) -> None:
     axes.set_facecolor(_CARD)
     axes.grid(visible=True, color="#2c3036", linewidth=0.5)
+    axes.set_axisbelow(True)
     axes.tick_params(colors=_FAINT, labelsize=6.5, length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -343,7 +352,7 @@ def _png(figure: Figure) -> bytes:
     raw = io.BytesIO()
     figure.savefig(raw, dpi=_DPI, facecolor=_PAPER)
     small = io.BytesIO()
-    Image.open(raw).convert("RGB").quantize(64).save(small, "PNG", optimize=True)
+    Image.open(raw).convert("RGB").quantize(128, Image.Quantize.FASTOCTREE).save(small, "PNG", optimize=True)
     return small.getvalue()
 
 

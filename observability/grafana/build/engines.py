@@ -46,6 +46,14 @@ def _rate(metric: str, by: str = "engine", legend: str = "{{engine}}") -> Query:
     return Query(f"sum by ({by}) (rate({metric}{{{_WHERE}}}[$__rate_interval]))", legend)
 
 
+def _mean(histogram: str) -> Query:
+    total, count = (
+        f"sum by (engine) (rate({histogram}_{part}{{{_WHERE}}}[$__rate_interval]))"
+        for part in ("sum", "count")
+    )
+    return Query(f"{total} / {count}", "{{engine}}")
+
+
 def _state() -> list[Panel]:
     coded = " or ".join(
         f'llm_engine_state{{{_WHERE}, state="{name}"}} * {code}' for code, (name, _) in _STATES.items()
@@ -164,13 +172,7 @@ def _work() -> list[Panel]:
             "Tokens a step (mean)",
             "Tokens in one pass over the model: what batching yields (vllm:iteration_tokens_total).",
             "none",
-            [
-                Query(
-                    f"sum by (engine) (rate(vllm:iteration_tokens_total_sum{{{_WHERE}}}[$__rate_interval])) / "
-                    f"sum by (engine) (rate(vllm:iteration_tokens_total_count{{{_WHERE}}}[$__rate_interval]))",
-                    "{{engine}}",
-                )
-            ],
+            [_mean("vllm:iteration_tokens_total")],
         ),
     ]
 
@@ -192,9 +194,10 @@ def _speed() -> list[Panel]:
             steps=rising(threshold("first_token_seconds")),
         ),
         series(
-            "Waiting in the engine",
-            "Time in vLLM's own queue (vllm:request_queue_time_seconds); the gateway keeps it short.",
+            "Waiting in the engine (mean)",
+            "Time in vLLM's own queue (vllm:request_queue_time_seconds); the gateway keeps it short. The mean, since "
+            "the first bucket ends at 0.3 s.",
             "s",
-            percentiles("vllm:request_queue_time_seconds", _WHERE, "engine"),
+            [_mean("vllm:request_queue_time_seconds")],
         ),
     ]

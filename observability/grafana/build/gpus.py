@@ -32,6 +32,7 @@ def _load() -> list[Panel]:
             "Every GPU that answers, with its model, address and capability (gpu_info).",
             "none",
             Query(f"max by (host, gpu, name, uuid, pci_bus_id, compute_capability) (gpu_info{{{_WHERE}}})"),
+            hidden=["Value"],
         ),
         rows_of(
             "Engines on GPUs",

@@ -135,12 +135,15 @@ def bars(
     )
 
 
-def rows_of(title: str, description: str, unit: str, query: Query, *, width: int = 12) -> Panel:
-    """A table with a row a series and its labels as columns."""
+def rows_of(
+    title: str, description: str, unit: str, query: Query, *, hidden: Sequence[str] = (), width: int = 12
+) -> Panel:
+    """A table with a row a series, its labels and its value as columns, without those that are `hidden`."""
+    exclude = dict.fromkeys(("Time", *hidden), True)
     return (
         _framed(table.Panel(), title, description, unit, (width, 8))
         .with_transformation(
-            models.DataTransformerConfig(id_val="organize", options={"excludeByName": {"Time": True}})
+            models.DataTransformerConfig(id_val="organize", options={"excludeByName": exclude})
         )
         .with_target(_target(query, "A", instant=True, as_table=True))
     )

@@ -75,7 +75,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
         (line for model, (first, pace) in MODELS.items() for line in requests(model, first, pace)), folder
     )
     sides = [f"slo:sli_{side}" for side in ("events", "errors")]
-    record(folder, ["slo:error_budget:ratio", "slo:sli_events:rate5m"], 30 * DAY, MINUTE)
+    record(folder, ["slo:error_budget:ratio", "slo:requests:rate5m"], 30 * DAY, MINUTE)
+    record(folder, ["slo:sli_events:rate5m"], 30 * DAY, MINUTE)
     record(folder, ["slo:sli_errors:rate5m"], 30 * DAY, MINUTE)
     record(folder, [f"{side}:rate30m" for side in sides], 30 * DAY - HALF_HOUR, HALF_HOUR)
     record(folder, [f"{side}:sum30m" for side in sides], 30 * DAY - HALF_HOUR, HALF_HOUR)

@@ -22,7 +22,7 @@ from tests.integration.observability.lab import HOST, answers, missing, watching
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"needs {missing()}: apt-get install {missing()}")
 
-MOST_SAMPLES = 200_000
+MOST_SAMPLES = 250_000
 MOST_SECONDS = 0.1
 DURATION = "(prometheus_rule_group_last_duration_seconds > 0)"
 END = 1_700_006_400.0
