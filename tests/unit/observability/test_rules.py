@@ -13,6 +13,7 @@ import yaml
 from daemons.gateway.errors import ErrorCode, status_of
 from daemons.gateway.metrics import SECONDS, SHORT
 from daemons.gpu_exporter.xid import CATALOGUE, PAGING, Action
+from observability.grafana.panels import boards
 from observability.prometheus import render
 from tests.unit.deploy import playbook
 
@@ -102,6 +103,14 @@ def test_every_runbook_belongs_to_an_alert_and_says_what_to_do() -> None:
         assert "\n## Do\n\n1. " in text, path
         for link in re.findall(r"\]\(([^)]+)\)", text):
             assert (path.parent / link).is_file(), (path, link)
+
+
+def test_runbooks_name_dashboards_as_they_are_titled() -> None:
+    titles = {board["title"].removeprefix("LLM: ").lower() for board in boards().values()}
+    for path in RUNBOOKS.glob("*.md"):
+        for sentence in re.findall(r"[Dd]ashboard (\*[^*]+\*(?:\s+and\s+\*[^*]+\*)*)", path.read_text()):
+            named = {re.sub(r"\s+", " ", title).lower() for title in re.findall(r"\*([^*]+)\*", sentence)}
+            assert named <= titles, path
 
 
 def test_the_kv_runbooks_name_the_settings_that_help() -> None:
