@@ -40,6 +40,9 @@ _COLORS = {
 _CYCLE = ["#73bf69", "#f2cc0c", "#5794f2", "#ff9830", "#f2495c", "#b877d9", "#37872d", "#8ab8ff", "#ffb357"]
 _LEGENDS = 8
 
+Data = list[tuple[str, Series]]
+"""The series of a panel, none without points, and their names in its legend."""
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -68,7 +71,10 @@ def draw(name: str, board: Board, prometheus: Prometheus, window: Window) -> byt
         for panel in panels(board):
             axes = figure.add_axes(place.inner(panel.grid))
             _card(figure, place, panel)
-            _DRAW[panel.kind](axes, panel, prometheus, window)
+            if data := _fetch(panel, prometheus, window):
+                _DRAW[panel.kind](axes, panel, data, window)
+            else:
+                _nothing(axes, panel)
         figure.text(0.992, place.top(-0.9), name, color=_FAINT, ha="right", va="center")
         return _png(figure)
 
@@ -107,7 +113,10 @@ def _card(figure: Figure, place: _Grid, panel: Panel) -> None:
     figure.text(left + 0.005, bottom + height - 0.006, panel.title, va="top", weight="bold", fontsize=8.5)
 
 
-def _fetch(panel: Panel, prometheus: Prometheus, window: Window) -> list[tuple[str, Series]]:
+def _fetch(panel: Panel, prometheus: Prometheus, window: Window) -> Data:
+    if panel.kind == "alertlist":
+        alerts = prometheus.instant("sum by (alertname, severity, alertstate) (ALERTS)", window.end)
+        return [(one.labels["alertname"], one) for one in alerts]
     found = []
     for query in panel.queries:
         expr = window.fill(query.expr)
@@ -125,12 +134,8 @@ def _named(query: Query, labels: dict[str, str]) -> str:
     return ", ".join(f"{key}={value}" for key, value in labels.items() if key != "__name__") or "value"
 
 
-def _lines(axes: Axes, panel: Panel, prometheus: Prometheus, window: Window) -> None:
-    data = _fetch(panel, prometheus, window)
+def _lines(axes: Axes, panel: Panel, data: Data, window: Window) -> None:
     _plain(axes)
-    if not data:
-        _nothing(axes)
-        return
     stacked = panel.defaults["custom"].get("stacking", {}).get("mode") == "normal"
     if stacked:
         moments = sorted({at for _, one in data for at, _ in one.points})
@@ -193,12 +198,9 @@ def _time_axis(axes: Axes, window: Window) -> None:
     axes.xaxis.set_major_formatter(DateFormatter(form))  # type: ignore[no-untyped-call]
 
 
-def _figure(axes: Axes, panel: Panel, prometheus: Prometheus, window: Window) -> None:
-    data = _fetch(panel, prometheus, window)
+def _figure(axes: Axes, panel: Panel, data: Data, window: Window) -> None:
+    del window
     axes.axis("off")
-    if not data:
-        axes.text(0.5, 0.45, panel.defaults.get("noValue", "no data"), ha="center", va="center", color=_FAINT)
-        return
     _, one = data[0]
     value = one.points[-1][1]
     axes.fill_between(
@@ -231,12 +233,9 @@ def _rounded(value: float, panel: Panel) -> float:
     return round(value, int(decimals) + (2 if panel.unit == "percentunit" else 0))
 
 
-def _bars(axes: Axes, panel: Panel, prometheus: Prometheus, window: Window) -> None:
-    data = _fetch(panel, prometheus, window)
+def _bars(axes: Axes, panel: Panel, data: Data, window: Window) -> None:
+    del window
     _plain(axes)
-    if not data:
-        _nothing(axes)
-        return
     data = sorted(data, key=lambda one: one[1].points[-1][1])[-12:]
     values = [one.points[-1][1] for _, one in data]
     most = panel.defaults.get("max", max(values) or 1)
@@ -252,12 +251,9 @@ def _bars(axes: Axes, panel: Panel, prometheus: Prometheus, window: Window) -> N
     axes.axis("off")
 
 
-def _table(axes: Axes, panel: Panel, prometheus: Prometheus, window: Window) -> None:
-    data = _fetch(panel, prometheus, window)
+def _table(axes: Axes, panel: Panel, data: Data, window: Window) -> None:
+    del window
     axes.axis("off")
-    if not data:
-        _nothing(axes)
-        return
     hidden = panel.raw["transformations"][0]["options"]["excludeByName"]
     cells = [{**one.labels, "Value": shown(one.points[-1][1], panel.unit)} for _, one in data[:9]]
     columns = [key for key in dict.fromkeys(chain(*cells)) if key != "__name__" and key not in hidden]
@@ -280,12 +276,8 @@ def _table(axes: Axes, panel: Panel, prometheus: Prometheus, window: Window) -> 
         cell.get_text().set_color(_COLORS["blue"] if row == 0 else _INK)
 
 
-def _states(axes: Axes, panel: Panel, prometheus: Prometheus, window: Window) -> None:
-    data = _fetch(panel, prometheus, window)
+def _states(axes: Axes, panel: Panel, data: Data, window: Window) -> None:
     _plain(axes)
-    if not data:
-        _nothing(axes)
-        return
     names = panel.defaults["mappings"][0]["options"]
     for row, (name, one) in enumerate(data):
         for at, value in one.points:
@@ -299,19 +291,14 @@ def _states(axes: Axes, panel: Panel, prometheus: Prometheus, window: Window) ->
         axes.text(spot * 0.08, -0.75, f"■ {name}", transform=axes.transAxes, color=_COLORS[color], fontsize=7)
 
 
-def _alerts(axes: Axes, panel: Panel, prometheus: Prometheus, window: Window) -> None:
-    del panel
+def _alerts(axes: Axes, panel: Panel, data: Data, window: Window) -> None:
+    del panel, window
     axes.axis("off")
-    found = prometheus.instant("sum by (alertname, severity, alertstate) (ALERTS)", window.end)
-    if not found:
-        axes.text(0.5, 0.5, "no alert", ha="center", va="center", color=_FAINT)
-    for row, one in enumerate(found[:9]):
-        labels = one.labels
-        color = _COLORS["red" if labels["severity"] == "critical" else "orange"]
-        axes.text(-0.03, 0.94 - row * 0.11, f"● {labels['alertname']}", color=color, transform=axes.transAxes)
-        axes.text(
-            0.6, 0.94 - row * 0.11, f"{labels['alertstate']}, {labels['severity']}", transform=axes.transAxes
-        )
+    for row, (name, one) in enumerate(data[:9]):
+        height, state = 0.94 - row * 0.11, f"{one.labels['alertstate']}, {one.labels['severity']}"
+        color = _COLORS["red" if one.labels["severity"] == "critical" else "orange"]
+        axes.text(-0.03, height, f"● {name}", color=color, transform=axes.transAxes)
+        axes.text(0.6, height, state, transform=axes.transAxes)
 
 
 _DRAW = {
@@ -333,9 +320,10 @@ def _plain(axes: Axes) -> None:
         spine.set_visible(False)
 
 
-def _nothing(axes: Axes) -> None:
+def _nothing(axes: Axes, panel: Panel) -> None:
     axes.axis("off")
-    axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", color=_FAINT)
+    said = "no alert" if panel.kind == "alertlist" else "no data"
+    axes.text(0.5, 0.5, said, transform=axes.transAxes, ha="center", va="center", color=_FAINT)
 
 
 def _color(panel: Panel, value: float) -> str:
@@ -352,7 +340,7 @@ def _png(figure: Figure) -> bytes:
     raw = io.BytesIO()
     figure.savefig(raw, dpi=_DPI, facecolor=_PAPER)
     small = io.BytesIO()
-    Image.open(raw).convert("RGB").quantize(128, Image.Quantize.FASTOCTREE).save(small, "PNG", optimize=True)
+    Image.open(raw).convert("RGB").quantize(256, kmeans=3).save(small, "PNG", optimize=True)
     return small.getvalue()
 
 
