@@ -1,11 +1,18 @@
 """Guards that every test runs under."""
 
 import logging
+import signal
 from collections.abc import Iterator
 
 import pytest
 import structlog
 from blockbuster import BlockBuster, blockbuster_ctx
+
+
+def pytest_configure() -> None:
+    """What a shell starts with ``&`` ignores SIGINT, and so would every process of a test."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
