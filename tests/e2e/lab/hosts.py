@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.e2e.lab import gpus, image, packages, registries
@@ -90,6 +90,11 @@ class Lab:
         execute("ip", "link", "set", BRIDGE, "up")
         self._proxy()
 
+    @staticmethod
+    def is_up() -> bool:
+        """Whether the network is there, with whatever hosts."""
+        return execute("ip", "link", "show", BRIDGE, check=False).returncode == 0
+
     def _replace_abandoned(self) -> None:
         """Take down what a killed run has left."""
         if not RECORD.exists():
@@ -124,20 +129,15 @@ class Lab:
         name: str,
         number: int,
         prepare: Callable[[Path], None] | None = None,
-        layers: Sequence[Path] = (),
     ) -> Host:
-        """Boot a fresh host at ``NETWORK.number``.
-
-        `prepare` is given its root file system before the start; `layers` lie between that and the base.
-        """
+        """Boot a fresh host at ``NETWORK.number``; `prepare` is given its root file system before."""
         host = Host(name, number, self.work / "hosts" / name)
         for folder in ("up", "work", "root"):
             (host.folder / folder).mkdir(parents=True)
         (host.folder / "number").write_text(str(number))
         self.hosts[name] = host
         self._link(host)
-        lower = ":".join(map(str, [*layers, self.base]))
-        options = f"lowerdir={lower},upperdir={host.folder}/up,workdir={host.folder}/work"
+        options = f"lowerdir={self.base},upperdir={host.folder}/up,workdir={host.folder}/work"
         execute("mount", "-t", "overlay", f"llm-e2e-{name}", "-o", options, host.root)
         (host.root / "etc/hostname").write_text(f"{name}\n")
         known = [f"{one.address} {one.name}" for one in self.hosts.values()]
@@ -147,19 +147,6 @@ class Lab:
         self._launch(host)
         host.wait_booted()
         return host
-
-    def keep(self, host: Host, folder: str) -> None:
-        """Keep a folder that a host installed, so that hosts booted with `layers` have it from the start."""
-        kept = self.work / "layers" / folder
-        if not kept.exists():
-            kept.parent.mkdir(parents=True)
-            # Links cost nothing, and the host's own may go.
-            execute("cp", "--archive", "--link", host.folder / "up" / folder, kept)
-
-    def layers(self) -> list[Path]:
-        """What `keep` kept, as layers for `boot`."""
-        folder = self.work / "layers"
-        return [folder] if folder.exists() else []
 
     def _link(self, host: Host) -> None:
         outer = f"llme2e{host.number}"
