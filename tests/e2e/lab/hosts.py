@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,7 +47,20 @@ def missing() -> str | None:
         return f"{', '.join(absent)} not found: apt-get install {PACKAGES}"
     if not registries.apt_sources() and not image.kept_archive().exists():
         return f"apt on this machine knows no Debian {registries.SUITE} archive to build the hosts from"
-    return None
+    if not Path("/sys/fs/cgroup/devices").is_dir():
+        return "this machine has no cgroup v1 controllers, which test hosts are given a share of"
+    return _refused()
+
+
+def _refused() -> str | None:
+    """What this machine does not let root do."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        for name in ("base", "up", "work", "root"):
+            Path(folder, name).mkdir()
+        options = f"lowerdir={folder}/base,upperdir={folder}/up,workdir={folder}/work"
+        mount = ("mount", "-t", "overlay", "llm-e2e-probe", "-o", options, f"{folder}/root")
+        done = execute("unshare", "--mount", "--net", *mount, check=False)
+    return f"root may not make namespaces and mounts here: {done.stderr.strip()}" if done.returncode else None
 
 
 class Lab:
