@@ -66,6 +66,13 @@ def until(seconds: float, action: Callable[[], Result]) -> Result:
         time.sleep(0.3)
 
 
+def replace(path: Path, text: str) -> None:
+    """Change a file as a whole."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text)
+    fresh.replace(path)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What one run said."""

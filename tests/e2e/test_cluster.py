@@ -11,7 +11,7 @@ from tests.e2e.lab import gpus
 from tests.e2e.lab.host import Host
 from tests.e2e.lab.hosts import Lab
 from tests.e2e.load import Load
-from tests.e2e.playbooks import SIMULATED, Playbooks, until
+from tests.e2e.playbooks import SIMULATED, Playbooks, replace, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 ENGINE = {**SIMULATED, "name": "tiny-a", "gpus": [0], "metrics_port": 9110}
@@ -111,6 +111,21 @@ def test_requests_spread_over_the_hosts(front: Host, gpu_hosts: list[Host]) -> N
     assert set(load.outcomes) == {"whole"}, load.outcomes
     shares = [served(host) - was for host, was in zip(gpu_hosts, before, strict=True)]
     assert min(shares) >= sum(shares) * 0.25, shares
+
+
+def test_a_gpu_that_fails_takes_its_engine_out_of_service(front: Host, gpu_hosts: list[Host]) -> None:
+    hurt = gpu_hosts[1]
+    assert hurt.run("llmctl", "status", check=False).returncode == 0
+    state = hurt.root / gpus.STATE
+    good = state.read_text()
+    replace(state, good + "0 lost 1\n")
+    try:
+        # Its supervisor reads the exporter, which listens for Prometheus on another host.
+        until(60, lambda: "gpu2" not in serving(front))
+        assert "GPU 0" in hurt.run("llmctl", "status", check=False).stdout
+    finally:
+        replace(state, good)
+    until(60, lambda: "gpu2" in serving(front))
 
 
 def test_a_host_that_is_cut_off_costs_no_request_without_a_first_byte(

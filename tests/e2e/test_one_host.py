@@ -17,7 +17,7 @@ from tests.e2e.lab import gpus
 from tests.e2e.lab.host import Host
 from tests.e2e.lab.hosts import Lab
 from tests.e2e.load import Load
-from tests.e2e.playbooks import ANSIBLE, HF_TOKEN, SIMULATED, TINY, Playbooks, until
+from tests.e2e.playbooks import ANSIBLE, HF_TOKEN, SIMULATED, TINY, Playbooks, replace, until
 
 pytestmark = pytest.mark.vllm
 HERE = Path(__file__).parent
@@ -78,13 +78,6 @@ def active(host: Host) -> dict[str, str]:
     """The state of every unit that should run."""
     states = host.run("systemctl", "is-active", *UNITS, check=False).stdout.split()
     return dict(zip(UNITS, states, strict=True))
-
-
-def replace(path: Path, text: str) -> None:
-    """Change a file as a whole."""
-    fresh = path.with_suffix(".new")
-    fresh.write_text(text)
-    fresh.replace(path)
 
 
 def chat(host: Host) -> str:

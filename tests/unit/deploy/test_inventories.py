@@ -128,9 +128,11 @@ def test_two_hosts_without_a_third_share_the_gateway_of_the_first(hosts: dict[st
     handed_over = hosts["gpu1"].unit("gateway.conf").all("Service", "LoadCredential")
     assert "engine-key-gpu2:/etc/llm/credentials/engine-key-gpu2" in handed_over
     # Prometheus is on the first host: its metrics reach it by address, too, and no other host is let in.
-    metrics = {engine.metrics.host for engine in hosts["gpu2"].settings()}
-    assert metrics == {"192.0.2.12"}
-    assert hosts["gpu2"].unit("exporter.conf").all("Service", "IPAddressAllow") == ["192.0.2.11"]
+    for engine in hosts["gpu2"].settings():
+        assert engine.metrics.host == "192.0.2.12"
+        assert engine.gpu_exporter == "http://192.0.2.12:9101/metrics"
+    admitted = hosts["gpu2"].unit("exporter.conf").all("Service", "IPAddressAllow")
+    assert admitted == ["192.0.2.11", "192.0.2.12"]
     rules = hosts["gpu2"].files["firewall.nft"]
     assert "tcp dport { 8443 } ip saddr { 192.0.2.11 } accept" in rules
     assert "9110, 9111 } ip saddr { 192.0.2.11 } accept" in rules
