@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,3 +137,19 @@ def test_two_hosts_without_a_third_share_the_gateway_of_the_first(hosts: dict[st
     rules = hosts["gpu2"].files["firewall.nft"]
     assert "tcp dport { 8443 } ip saddr { 192.0.2.11 } accept" in rules
     assert "9110, 9111 } ip saddr { 192.0.2.11 } accept" in rules
+
+
+def test_hosts_keep_the_order_of_the_inventory(tmp_path: Path) -> None:
+    # That of a set would differ from run to run, and each change restarts the gateway.
+    names = [f"gpu{number}" for number in range(8)]
+    inventory = {"gpu_hosts": {"hosts": dict.fromkeys(names)}, "gateways": {"hosts": {"front": None}}}
+    task = {
+        "ansible.builtin.copy": {
+            "content": "{{ gateway_remote_hosts | to_json }}",
+            "dest": f"{tmp_path}/said",
+        },
+        "when": "inventory_hostname == 'front'",
+        "vars": {"gateway_remote_hosts": variables("vars")["gateway_remote_hosts"]},
+    }
+    status, said = playbook.run(tmp_path, [task], inventory)
+    assert (status, json.loads((tmp_path / "said").read_text())) == (0, names), said
