@@ -104,4 +104,4 @@ lock: $(DEV) ## write the locks of requirements/ anew
 	@sh requirements/lock.sh
 
 clean: ## remove what the build made; keys, logs and models stay
-	rm -rf .venv .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-vllm .venv-deploy .venv-uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
