@@ -11,9 +11,9 @@ from pathlib import Path
 import aiohttp
 import yaml
 
-from daemons.runtime.sockets import Address, listen_tcp, port_of
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateway import until, write_key
+from tests.support.ports import free_port
 
 
 class Master:
@@ -62,10 +62,7 @@ def alive(pid: int) -> bool:
 @contextlib.asynccontextmanager
 async def running(tmp_path: Path, engine: FakeEngine, *, keep_key: bool = False) -> AsyncIterator[Master]:
     """A gateway in processes of its own, on free ports; with `keep_key` on the keys that are there."""
-    probes = [listen_tcp(Address(port=0)), listen_tcp(Address(port=0))]
-    port, metrics = map(port_of, probes)
-    for probe in probes:
-        probe.close()
+    port, metrics = free_port(), free_port()
     if not keep_key:
         write_key(tmp_path / "keys.d", "team")
     config = tmp_path / "gateway.yaml"

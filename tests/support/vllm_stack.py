@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.gateway import KEY, write_key
+from tests.support.ports import free_port
 
 PROJECT = Path(__file__).parents[2]
 VLLM = PROJECT / ".venv-vllm" / "bin"
@@ -32,13 +32,6 @@ COMMON = [
     "127.0.0.1",
 ]
 TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
-
-
-def free_port() -> int:
-    """A port that was free a moment ago: vLLM does not say which one it took."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-    return port
 
 
 def wait_for(url: str, seconds: float, process: "subprocess.Popen[bytes]") -> None:

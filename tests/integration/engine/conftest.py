@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.ports import free_port
+
 PROJECT = Path(__file__).parents[3]
 FAKE = PROJECT / "tests" / "support" / "fake_vllm.py"
 PATIENCE = 60.0
@@ -154,13 +156,6 @@ class EngineUnderTest:
         text = connection.getresponse().read().decode()
         connection.close()
         return text
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 Launcher = Callable[..., EngineUnderTest]

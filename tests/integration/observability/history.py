@@ -14,9 +14,10 @@ from prometheus_client.samples import Sample
 
 from observability.prometheus.client import Points, Prometheus
 from observability.prometheus.local import config
-from tests.integration.engine.conftest import free_port, wait_for
+from tests.integration.engine.conftest import wait_for
 from tests.integration.observability.lab import answers, watching
 from tests.integration.observability.large import Page
+from tests.support.ports import free_port
 
 SCRAPE_SECONDS = 15
 KEPT_FOR_EVER = "--storage.tsdb.retention.time=100y"

@@ -19,10 +19,11 @@ import yaml
 from observability.prometheus.client import Prometheus
 from observability.prometheus.local import config, node_exporter, running
 from observability.prometheus.render import RULES
-from tests.integration.engine.conftest import EngineUnderTest, free_port, wait_for
+from tests.integration.engine.conftest import EngineUnderTest, wait_for
 from tests.integration.gpu_exporter.conftest import FakeMachine
 from tests.integration.observability.load import Load
 from tests.support.gateway import write_key
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 HOST = "gpu1"

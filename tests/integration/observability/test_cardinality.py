@@ -8,9 +8,10 @@ import pytest
 
 from observability.prometheus.client import Prometheus
 from observability.prometheus.local import config
-from tests.integration.engine.conftest import free_port, wait_for
+from tests.integration.engine.conftest import wait_for
 from tests.integration.observability import large
 from tests.integration.observability.lab import HOST, answers, hasty_rules, missing, watching
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"needs {missing()}: apt-get install {missing()}")
 

@@ -16,9 +16,10 @@ from prometheus_client.samples import Sample
 from observability.prometheus.client import Points, Prometheus
 from observability.prometheus.local import config
 from observability.prometheus.render import RULES
-from tests.integration.engine.conftest import free_port, wait_for
+from tests.integration.engine.conftest import wait_for
 from tests.integration.observability import history, large
 from tests.integration.observability.lab import HOST, answers, missing, watching
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"needs {missing()}: apt-get install {missing()}")
 
