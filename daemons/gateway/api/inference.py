@@ -107,7 +107,9 @@ class Inference:
             )
             relay = self._relay(arrival, endpoint, exchange, asked_for)
             head = self._request_head(headers, endpoint, exchange)
-            failure = _conclude(relay, await stages.attempts.run(exchange, relay, asked, head))
+            failure = await stages.attempts.run(exchange, relay, asked, head)
+            if not relay.answered:
+                failure = _conclude(relay, failure)
         except (asyncio.CancelledError, ConnectionError):
             # The latter while its body was still being read.
             failure = ErrorCode.CLIENT_GONE
@@ -230,13 +232,13 @@ class Inference:
 
 
 def _conclude(relay: Relay, failure: ErrorCode | None) -> ErrorCode | None:
-    """What is left to do after the last attempt; the failure that the request ends with.
+    """End a request that the last attempt left without an answer; the failure that it ends with.
 
     Raises:
         ApiError: the request failed before anything was sent.
     """
     error = _refusal(relay, failure)
-    if error is None or relay.answered:
+    if error is None:
         return failure
     if relay.opened:
         relay.close_with(error.code)

@@ -160,9 +160,8 @@ class Limiter:
             if not force:
                 theirs.check(self._address_bounds, tokens, now, wall, at)
             holds = (account.take(tokens, now, at), theirs.take(tokens, now, at))
-        self._number += 1
-        made = Reservation(self, self._number, alias, address, holds)
-        self.open[made.number] = made
+        self._number = number = self._number + 1
+        made = self.open[number] = Reservation(self, number, alias, address, holds)
         return made
 
     def periods(self) -> Periods:
