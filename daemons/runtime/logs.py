@@ -13,7 +13,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from itertools import compress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -156,8 +157,7 @@ class Records:
 
     def __init__(self, service: str, event: str, stream: TextIO | None = None) -> None:
         renderer, self._sink = _output(service, stream or sys.stderr)
-        self._render = None if isinstance(renderer, _JsonRenderer) else renderer
-        self._event = event
+        self._render = _for_records(renderer, event)
         self._encode = msgspec.json.Encoder(enc_hook=str).encode
         self._middle = self._encode({"level": "info", "service": service, "event": event})[1:-1]
         self._moment = 0
@@ -169,8 +169,7 @@ class Records:
         if self._render is None:
             self._waiting.append(self._beginning() + self._encode(record)[1:])
         else:
-            fields = {"level": "info", "event": self._event, **msgspec.structs.asdict(record)}
-            self._waiting.append(self._render(None, "info", fields))
+            self._waiting.append(self._render(record))
         return len(self._waiting) == 1
 
     def flush(self) -> None:
@@ -191,6 +190,19 @@ class Records:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
             self._moment, self._begun = moment, b'{"time":"%b.%03dZ",%b,' % (stamp, millis, self._middle)
         return self._begun
+
+
+def _for_records(renderer: Any, event: str) -> Callable[[msgspec.Struct], bytes] | None:
+    """What renders records as `renderer` renders events; None for JSON, which needs nothing more."""
+    if isinstance(renderer, _JsonRenderer):
+        return None
+    if isinstance(renderer, _JournalRenderer):
+        return _JournalRecords(renderer, event)
+    return lambda record: renderer(None, "info", _event_of(event, record))
+
+
+def _event_of(event: str, record: msgspec.Struct) -> Event:
+    return {"level": "info", "event": event, **msgspec.structs.asdict(record)}
 
 
 def _is_journal(stream: TextIO) -> bool:
@@ -270,7 +282,7 @@ class _JournalRenderer:
     _INVALID = re.compile(r"[^A-Z0-9_]")
 
     def __init__(self, service: str) -> None:
-        self._service = service
+        self.service = service
 
     def __call__(self, _: Any, __: str, event: Event) -> bytes:
         level, text = event.pop("level"), str(event.pop("event", ""))
@@ -279,12 +291,64 @@ class _JournalRenderer:
         fields = {
             "MESSAGE": text + details + (f"\n{exception}" if exception else ""),
             "PRIORITY": str(LEVELS.get(level, 6)),
-            "SYSLOG_IDENTIFIER": self._service,
+            "SYSLOG_IDENTIFIER": self.service,
         }
         for key, value in event.items():
-            name = self._INVALID.sub("_", key.upper()).lstrip("_0123456789")
-            fields.setdefault(name or "FIELD", _plain(value))
+            fields.setdefault(self.name_of(key), _plain(value))
         return b"".join(_journal_field(k, v) for k, v in fields.items())
+
+    def name_of(self, key: str) -> str:
+        """The field's name for a key."""
+        return self._INVALID.sub("_", key.upper()).lstrip("_0123456789") or "FIELD"
+
+
+class _JournalRecords:
+    """Renders records of one kind as `_JournalRenderer` does, at a fifth of its cost.
+
+    The values go into the gaps of a datagram that is laid out once.
+    """
+
+    def __init__(self, renderer: _JournalRenderer, event: str) -> None:
+        self._render = renderer
+        self._event = event
+        self._encode = msgspec.json.Encoder(enc_hook=str).encode
+        self._kind: type[msgspec.Struct] | None = None
+        self._layout: list[str] = []
+        self._lines = 0
+        self._first: list[bool] = []
+
+    def __call__(self, record: msgspec.Struct) -> bytes:
+        if type(record) is not self._kind:
+            self._lay_out(type(record))
+        values = msgspec.structs.astuple(record)
+        others = [value for value in values if type(value) is not str]
+        rendered = self._encode(others)[1:-1].decode().split(",")
+        if len(rendered) == len(others):
+            following = iter(rendered)
+            texts = [value if type(value) is str else next(following) for value in values]
+            parts = self._layout.copy()
+            parts[1::2] = [*texts, *compress(texts, self._first)]
+            datagram = "".join(parts)
+            if datagram.count("\n") == self._lines:
+                return datagram.encode("utf-8", "replace")
+        # A value of several lines, or none that is a single one.
+        return self._render(None, "info", _event_of(self._event, record))
+
+    def _lay_out(self, kind: type[msgspec.Struct]) -> None:
+        keys = kind.__struct_fields__
+        names = [self._render.name_of(key) for key in keys]
+        taken = ["MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", *names]
+        # Of fields that share a name, the first one is it.
+        self._first = [name not in taken[: place + 3] for place, name in enumerate(names)]
+        fixed = f"\nPRIORITY={LEVELS['info']}\nSYSLOG_IDENTIFIER={self._render.service}\n"
+        before = [f" {key}=" for key in keys]
+        before += [f"\n{name}=" for name in compress(names, self._first)]
+        before[0] = f"MESSAGE={self._event}{before[0]}"
+        before[len(keys)] = fixed + before[len(keys)].removeprefix("\n")
+        self._layout = [part for text in before for part in (text, "")]
+        self._layout.append("\n")
+        self._lines = "".join(self._layout).count("\n")
+        self._kind = kind
 
 
 def _plain(value: Any) -> str:

@@ -8,8 +8,9 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+import msgspec
 import pytest
 import structlog
 from hypothesis import given
@@ -165,6 +166,38 @@ def test_any_event_is_a_well_formed_journal_record(text: str, extra: dict[str, o
     fields = _journal_fields(record)
     assert fields["SYSLOG_IDENTIFIER"] == "x"
     assert all(name.isascii() and name == name.upper() and not name.startswith("_") for name in fields)
+
+
+class _Request(msgspec.Struct):
+    request_id: str
+    priority: str
+    Priority: int
+    stream: bool
+    engine: str | None
+    ms: float
+    extra: object
+
+
+@given(
+    st.builds(
+        _Request,
+        st.text(),
+        st.text(alphabet='a,\n"\udc80'),
+        st.integers(-(2**63), 2**63),
+        st.booleans(),
+        st.none() | st.text(),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.none()
+        | st.lists(st.integers(0, 9), max_size=2)
+        | st.dictionaries(st.text(), st.text(), max_size=2),
+    )
+)
+def test_a_record_is_rendered_for_the_journal_as_the_same_event_is(record: _Request) -> None:
+    renderer = logs._JournalRenderer("x")
+    render = logs._for_records(renderer, "request")
+    assert render is not None
+    event = {"level": "info", "event": "request", **msgspec.structs.asdict(record)}
+    assert _journal_fields(render(record)) == _journal_fields(renderer(None, "info", event))
 
 
 def test_a_closed_reader_does_not_end_the_daemon() -> None:
