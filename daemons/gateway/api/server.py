@@ -144,8 +144,8 @@ class ClientConnection(RequestHandler):
             self.force_close()
             raise
         except Exception:
-            log.exception("unhandled error")
             self.force_close()
+            log.exception("unhandled error")
         if not self._force_close:
             self._task_handler = None
             if self.transport is not None:
