@@ -3,9 +3,12 @@
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from daemons.gateway.errors import ErrorCode
+from daemons.gateway.relay.attempts import Attempts
 from tests.support.fake_engine import (
     END,
     STREAM_HEAD,
@@ -17,7 +20,7 @@ from tests.support.fake_engine import (
     event,
     usage,
 )
-from tests.support.gateway import gateway, idle, until
+from tests.support.gateway import KEY, gateway, idle, until
 
 OK = 'llm_gateway_requests_total{class="default",endpoint="chat",model="m",outcome="ok"}'
 
@@ -31,6 +34,25 @@ async def test_an_answer_in_one_piece(tmp_path: Path) -> None:
         samples = await running.metrics()
         assert samples[OK] == 1
         assert samples['llm_gateway_tokens_total{key="team",kind="completion",model="m"}'] == 2
+        assert idle(running)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_fault_of_ours_after_the_first_byte_is_never_a_second_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    run = Attempts.run
+
+    async def faulty(*arguments: Any) -> ErrorCode | None:
+        await run(*arguments)
+        raise RuntimeError
+
+    monkeypatch.setattr(Attempts, "run", faulty)
+    body = json.dumps({"model": "m", "messages": [], "stream": stream}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\n".encode()
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+        raw = await running.raw(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body))
+        assert raw.count(b"HTTP/1.1 ") == 1
         assert idle(running)
 
 
