@@ -118,11 +118,13 @@ def test_a_gpu_that_fails_takes_its_engine_out_of_service(front: Host, gpu_hosts
     assert hurt.run("llmctl", "status", check=False).returncode == 0
     state = hurt.root / gpus.STATE
     good = state.read_text()
-    replace(state, good + "0 lost 1\n")
+    failed = good.replace("\n0 remapped 0 0 0 0\n", "\n0 remapped 0 0 0 1\n")
+    assert failed != good
+    replace(state, failed)
     try:
         # Its supervisor reads the exporter, which listens for Prometheus on another host.
         until(60, lambda: "gpu2" not in serving(front))
-        assert "GPU 0" in hurt.run("llmctl", "status", check=False).stdout
+        assert hurt.run("llmctl", "status", check=False).returncode != 0
     finally:
         replace(state, good)
     until(60, lambda: "gpu2" in serving(front))
