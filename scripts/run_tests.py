@@ -1,6 +1,7 @@
 """``make test``: every test that can run on this machine; what cannot run here is named, with the reason.
 
-Prepares what the tests need (the real vLLM for the CPU, its models), then runs pytest once.
+Prepares what the tests need (the real vLLM for the CPU, its models), then runs pytest: for the hosts that are
+deployed to beside the tests that leave a core free, then for the rest.
 """
 
 import os
@@ -8,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +25,9 @@ from daemons.runtime.errors import Fatal
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ROOT / "requirements"
+HOSTS = "tests/e2e"
+BESIDE = ("tests/unit", "tests/integration/observability")
+"""What is tested while hosts are deployed to: it judges no time, and leaves a core free."""
 
 # What a test needs beyond Python, the package of Debian that brings it, and what goes untested without it.
 PROGRAMS = (
@@ -67,8 +72,31 @@ def missing_programs() -> list[str]:
     ]
 
 
+def run(command: Sequence[str]) -> int:
+    """Run a command here; returns its exit status."""
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def run_all(command: Sequence[str], screen: Screen) -> int:
+    """Run all tests with `command`; the first exit status that is not 0."""
+    with tempfile.TemporaryFile() as said:
+        hosts = subprocess.Popen([*command, HOSTS], cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
+        try:
+            screen.line(f"{HOSTS} runs beside {' and '.join(BESIDE)}; what it says follows after them")
+            beside = run([*command, *BESIDE])
+        except BaseException:
+            hosts.terminate()
+            hosts.wait()
+            raise
+        deployed = hosts.wait()
+        said.seek(0)
+        print(said.read().decode(errors="replace"), flush=True)
+    rest = run([*command, *(f"--ignore={folder}" for folder in (HOSTS, *BESIDE))])
+    return beside or deployed or rest
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Run pytest with `arguments`; returns its exit status."""
+    """Run every test, or pytest with `arguments`; returns the exit status."""
     screen = Screen(Console(highlight=False))
     screen.line(f"Python {platform.python_version()}, {os.cpu_count()} CPUs")
     skipped = [
@@ -84,8 +112,8 @@ def main(arguments: Sequence[str]) -> int:
         skipped.append("without root: every test marked root")
     for line in skipped:
         screen.line(f"NOT TESTED HERE: {line}", style="bold yellow")
-    command = [sys.executable, "-m", "pytest", *options, *arguments]
-    status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    command = [sys.executable, "-m", "pytest", *options]
+    status = run([*command, *arguments]) if arguments else run_all(command, screen)
     for line in skipped:
         screen.line(f"NOT TESTED HERE: {line}", style="bold yellow")
     return status
