@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,9 @@ def engine(**changes: Any) -> dict[str, Any]:
     return {"name": "a", "model": "org/m", "served_names": ["m"], "gpus": [0], "metrics_port": 9110} | changes
 
 
-def placement(folder: Path, **changes: Any) -> units.Unit:
+def placement(
+    folder: Path, *, metrics_host: str = "127.0.0.1", monitors: Sequence[str] = (), **changes: Any
+) -> units.Unit:
     """The drop-in that pins an engine, on the host with two A6000."""
     item = engine(**changes)
     template = {
@@ -98,7 +101,12 @@ def placement(folder: Path, **changes: Any) -> units.Unit:
             "dest": str(folder / "placement.conf"),
         },
     }
-    variables = {"engine_gpus": A6000, "item": item, "engine_monitors": []}
+    variables = {
+        "engine_gpus": A6000,
+        "item": item,
+        "engine_metrics_host": metrics_host,
+        "engine_monitors": list(monitors),
+    }
     status, said = playbook.run(folder, [template], {"all": {"hosts": {"gpu1": None}, "vars": variables}})
     assert status == 0, said
     return units.parse((folder / "placement.conf").read_text(), "placement.conf")
@@ -123,6 +131,11 @@ def test_an_engine_over_both_gpus_gets_both(tmp_path: Path) -> None:
 
 def test_an_engine_on_the_cpu_opens_no_gpu(tmp_path: Path) -> None:
     assert placement(tmp_path, gpus=[]).sections["Service"] == {}
+
+
+def test_an_engine_is_reached_by_monitors_and_reaches_the_exporter_of_its_host(tmp_path: Path) -> None:
+    unit = placement(tmp_path, metrics_host="10.0.0.5", monitors=["10.0.0.9"])
+    assert unit.all("Service", "IPAddressAllow") == ["10.0.0.9", "10.0.0.5"]
 
 
 def preflight(folder: Path, **changes: Any) -> str:
