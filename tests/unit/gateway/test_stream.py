@@ -61,24 +61,33 @@ def _chunks(events: list[bytes]) -> list[bytes]:
     return [b"%x\r\n%b\r\n" % (len(event), event) for event in events]
 
 
+def _plain_filter() -> EventFilter:
+    return OpenAIFilter(keep_final=False, keep_all=False)
+
+
+def streamed(client: _Client, series: Series, make: Callable[[], EventFilter] = _plain_filter) -> StreamRelay:
+    """A relay of a stream."""
+    return StreamRelay(
+        client,
+        asyncio.get_running_loop(),
+        fields=b"",
+        patience=PATIENCE,
+        observer=series,
+        events=make,
+        error_event=lambda code: b"data: %b\n\n" % code.value.encode(),
+        chunked=True,
+    )
+
+
 def relayed(
     pieces: list[bytes],
-    make: Callable[[], EventFilter] = lambda: OpenAIFilter(keep_final=False, keep_all=False),
+    make: Callable[[], EventFilter] = _plain_filter,
 ) -> tuple[bytes, StreamRelay]:
     """What a client gets of an answer that arrives in `pieces`, its framing removed."""
 
     async def run() -> tuple[bytes, StreamRelay]:
-        client, series = _Client(), Series()
-        relay = StreamRelay(
-            client,
-            asyncio.get_running_loop(),
-            fields=b"",
-            patience=PATIENCE,
-            observer=series,
-            events=make,
-            error_event=lambda code: b"data: %b\n\n" % code.value.encode(),
-            chunked=True,
-        )
+        client = _Client()
+        relay = streamed(client, Series(), make)
         connection = EngineConnection(_Home())
         connection.connection_made(cast("asyncio.Transport", _Transport()))
         relay.begin(connection, b"")
@@ -94,16 +103,7 @@ def relayed(
 
 async def test_gaps_are_those_of_the_engine_and_none_is_lost() -> None:
     client, series, stub = _Client(), Series(), _Transport()
-    relay = StreamRelay(
-        client,
-        asyncio.get_running_loop(),
-        fields=b"",
-        patience=PATIENCE,
-        observer=series,
-        events=lambda: OpenAIFilter(keep_final=False, keep_all=False),
-        error_event=lambda _: b"",
-        chunked=True,
-    )
+    relay = streamed(client, series)
     connection = EngineConnection(_Home())
     connection.connection_made(cast("asyncio.Transport", stub))
     relay.begin(connection, b"")
