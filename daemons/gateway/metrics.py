@@ -4,6 +4,7 @@ Label values come from configuration only; what is not configured is ``other``.
 """
 
 from bisect import bisect_right
+from collections import Counter as Counts
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
@@ -15,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from daemons.gateway.admission.queue import Admission
 from daemons.gateway.errors import ErrorCode, status_of
+from daemons.gateway.history import Record
 from daemons.gateway.pool.pool import Pool
 from daemons.gateway.settings import PRIORITIES
 from daemons.runtime.control import EngineState
@@ -34,15 +36,17 @@ class Histogram:
     Attributes:
         note: takes a value in the cheapest way there is; whoever calls it sees to it that `count` is called
             about every second.
+        notes: takes several.
     """
 
-    __slots__ = ("_bounds", "_counts", "_noted", "_total", "note")
+    __slots__ = ("_bounds", "_counts", "_noted", "_total", "note", "notes")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._noted: list[float] = []
         self.note = self._noted.append
+        self.notes = self._noted.extend
         self._total = 0.0
 
     def count(self) -> None:
@@ -109,21 +113,18 @@ class Series:
 
     Attributes:
         in_flight: requests being served.
-        ok: requests that ended well.
-        bytes_in: of request bodies.
-        bytes_out: of answers.
+        ended: takes a request that has ended.
     """
 
     __slots__ = (
-        "bytes_in",
-        "bytes_out",
+        "_ended",
         "duration",
+        "ended",
         "engine_ttft",
         "first",
         "gap",
         "in_flight",
         "inter_token",
-        "ok",
         "overhead",
         "queue",
         "ttft",
@@ -137,12 +138,24 @@ class Series:
         self.inter_token = Histogram(SHORT)
         self.duration = Histogram(SECONDS)
         self.in_flight = 0
-        self.ok = self.bytes_in = self.bytes_out = 0
+        self._ended: list[Record] = []
+        self.ended = self._ended.append
         self.first = self.engine_ttft.note
         self.gap = self.inter_token.note
 
-    def gather(self) -> None:
-        """Count what the histograms have noted."""
+    def gather(self) -> list[Record]:
+        """Count what was noted; the requests that have ended since the last time."""
+        ended = self._ended.copy()
+        self._ended.clear()
+        self.duration.notes([record.duration_ms / 1000 for record in ended])
+        first = [
+            (record.ttft_ms / 1000, record.queue_ms / 1000, record.engine_ms / 1000)
+            for record in ended
+            if record.ttft_ms is not None and record.engine_ms is not None
+        ]
+        self.ttft.notes([ttft for ttft, _, _ in first])
+        self.queue.notes([queue for _, queue, _ in first])
+        self.overhead.notes([ttft - queue - engine for ttft, queue, engine in first])
         for histogram in (
             self.ttft,
             self.queue,
@@ -152,6 +165,7 @@ class Series:
             self.duration,
         ):
             histogram.count()
+        return ended
 
 
 class Counter(dict[tuple[str, ...], float]):
@@ -159,10 +173,25 @@ class Counter(dict[tuple[str, ...], float]):
 
     def add(self, labels: tuple[str, ...], by: float = 1) -> None:
         """Count."""
-        self[labels] = self.get(labels, 0) + by
+        if by:
+            self[labels] = self.get(labels, 0) + by
 
 
 _KINDS = ("prompt", "cached", "completion")
+
+
+def _tokens_by_key(records: Iterable[Record]) -> dict[str, list[int]]:
+    """Tokens of each kind."""
+    tokens: dict[str, list[int]] = {}
+    for record in records:
+        counts = tokens.get(record.key)
+        if counts is None:
+            counts = tokens[record.key] = [0, 0, 0]
+        counts[0] += record.prompt_tokens
+        counts[1] += record.cached_tokens
+        counts[2] += record.completion_tokens
+    return tokens
+
 
 _COUNTERS = {
     "requests": ("Requests by how they ended", ("model", "endpoint", "class", "outcome")),
@@ -189,7 +218,7 @@ _HISTOGRAMS = {
 class Metrics(Collector):
     """Everything the gateway counts.
 
-    What every request adds to is counted in plain numbers, and moved to its counter when somebody asks.
+    What every request adds to is only noted, and counted when somebody asks.
 
     Attributes:
         answered: inference requests whose answer had status 200.
@@ -207,7 +236,6 @@ class Metrics(Collector):
         self.retries = Counter()
         self.uncertain_usage = Counter()
         self._series: dict[tuple[str, str, str], Series] = {}
-        self._tokens: dict[tuple[str, str], list[int]] = {}
 
     def series(self, model: str, endpoint: str, priority: str) -> Series:
         """The histograms of this model, endpoint and class."""
@@ -228,36 +256,25 @@ class Metrics(Collector):
         for outcome in _JUDGED:
             self.requests.setdefault((*labels, outcome), 0)
 
-    def count_tokens(self, key: str, model: str, prompt: int, cached: int, completion: int) -> None:
-        """Tokens of a request."""
-        tokens = self._tokens.get((key, model))
-        if tokens is None:
-            tokens = self._tokens[key, model] = [0] * len(_KINDS)
-        tokens[0] += prompt
-        tokens[1] += cached
-        tokens[2] += completion
+    def refused(self, model: str, record: Record) -> None:
+        """A request was refused before it had a series."""
+        self.requests.add((model, record.endpoint, record.priority, record.outcome))
+        self.request_bytes.add((model,), record.bytes_in)
 
     def gather(self) -> None:
-        """Move what was counted in plain numbers to the counters; called about every second, too."""
-        counted: list[tuple[Counter, tuple[str, ...], int]] = []
+        """Count the requests that have ended, all at once; called about every second, too."""
         for (model, endpoint, priority), series in self._series.items():
-            counted += (
-                (self.requests, (model, endpoint, priority, "ok"), series.ok),
-                (self.request_bytes, (model,), series.bytes_in),
-                (self.response_bytes, (model,), series.bytes_out),
-            )
-            series.ok = series.bytes_in = series.bytes_out = 0
-            series.gather()
-        for (key, model), tokens in self._tokens.items():
-            counted += (
-                (self.tokens, (key, model, kind), count) for kind, count in zip(_KINDS, tokens, strict=True)
-            )
-        self._tokens.clear()
-        counted.append((self.http_responses, ("200",), self.answered))
-        self.answered = 0
-        for counter, labels, by in counted:
-            if by:
-                counter.add(labels, by)
+            ended = series.gather()
+            for outcome, count in Counts(record.outcome for record in ended).items():
+                self.requests.add((model, endpoint, priority, outcome), count)
+            self.request_bytes.add((model,), sum([record.bytes_in for record in ended]))
+            self.response_bytes.add((model,), sum([record.bytes_out for record in ended]))
+            for key, counts in _tokens_by_key(ended).items():
+                for kind, count in zip(_KINDS, counts, strict=True):
+                    self.tokens.add((key, model, kind), count)
+        if self.answered:
+            self.http_responses.add(("200",), self.answered)
+            self.answered = 0
 
     def state(self) -> State:
         """Everything counted so far."""

@@ -46,7 +46,6 @@ class Settle:
         outcome = failure.value if failure else "ok"
         relay = exchange.relay
         counts, estimated = self._counts(exchange)
-        self._count(exchange, counts, failure, now)
         reservation = exchange.reservation
         if reservation is not None:
             if relay is not None and relay.sent_at:
@@ -55,6 +54,13 @@ class Settle:
                 reservation.cancel()
         self._bill.ended(exchange, counts, outcome, now, estimated=estimated)
         record = _record(exchange, failure, counts, now)
+        series = exchange.series
+        if series is not None:
+            series.in_flight -= 1
+            series.ended(record)
+        else:
+            # It was refused before it counted as in flight, perhaps before its model was known.
+            self._metrics.refused(exchange.model_label, record)
         self._history.add(record)
         if exchange.trace is not None:
             exchange.trace.end(record)
@@ -86,31 +92,6 @@ class Settle:
             self._metrics.uncertain_usage.add((exchange.model_label,))
             return TokenCounts(exchange.prompt_estimate, completion=counts.completion), True
         return counts, False
-
-    def _count(self, exchange: Exchange, counts: TokenCounts, failure: ErrorCode | None, now: float) -> None:
-        metrics, relay, series = self._metrics, exchange.relay, exchange.series
-        model, tenant = exchange.model_label, exchange.tenant
-        if counts is not _NOTHING:
-            metrics.count_tokens(tenant.alias, model, counts.prompt, counts.cached, counts.completion)
-        if failure is not None:
-            metrics.requests.add((model, exchange.endpoint, tenant.priority, failure.value))
-        if series is None:
-            # It was refused before a model was known.
-            metrics.request_bytes.add((model,), exchange.bytes_in)
-            return
-        arrived = exchange.arrived
-        series.ok += failure is None
-        series.bytes_in += exchange.bytes_in
-        series.in_flight -= 1
-        series.duration.note(now - arrived)
-        if relay is not None:
-            series.bytes_out += relay.bytes_out
-            first = relay.first_at
-            if first:
-                queued = exchange.queued_seconds
-                series.ttft.note(first - arrived)
-                series.queue.note(queued)
-                series.overhead.note(relay.sent_at - arrived - queued)
 
 
 def _record(exchange: Exchange, failure: ErrorCode | None, counts: TokenCounts, now: float) -> Record:

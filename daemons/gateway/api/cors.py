@@ -21,15 +21,20 @@ _ASKED = re.compile(r"[A-Za-z0-9_-]+(?:, ?[A-Za-z0-9_-]+){0,63}")
 
 
 class Cors:
-    """Answers preflights and says which origin may read an answer."""
+    """Answers preflights and says which origin may read an answer.
+
+    Attributes:
+        allows: whether any origin may.
+    """
 
     def __init__(self, settings: CorsSettings) -> None:
         self._origins = frozenset(settings.allowed_origins)
+        self.allows = bool(self._origins)
         self._max_age = str(settings.max_age)
 
     def lines(self, headers: CIMultiDictProxy[str]) -> dict[str, str]:
         """Header lines for the answer to a request; none for an origin that is not allowed."""
-        if not self._origins:
+        if not self.allows:
             return {}
         origin = headers.get(hdrs.ORIGIN)
         if origin is None or not ({origin, "*"} & self._origins):

@@ -135,27 +135,20 @@ class Inference:
         if tenant.alias in self._content_of:
             exchange.content = Content(raw, arrival.client)
         asked_for = stages.policy(raw, tenant.cache_group, endpoint.fields)
-        self._check_model(asked_for.model, exchange)
+        exchange.model = model = asked_for.model
+        if model not in stages.pool.models:
+            raise _no_model(model)
+        exchange.model_label = model
+        if not allowed(tenant, model):
+            raise _not_allowed(model)
         exchange.stream = asked_for.stream
         exchange.prompt_estimate = asked_for.prompt_tokens
-        exchange.series = series = stages.metrics.series(exchange.model, endpoint.name, tenant.priority)
+        exchange.series = series = stages.metrics.series(model, endpoint.name, tenant.priority)
         series.in_flight += 1
         exchange.reservation = stages.limits.reserve(
             tenant, exchange.client, asked_for.prompt_tokens, asked_for.answer_tokens
         )
         return asked_for
-
-    def _check_model(self, model: str, exchange: Exchange) -> None:
-        exchange.model = model
-        if model not in self._stages.pool.models:
-            raise ApiError(
-                ErrorCode.MODEL_NOT_FOUND, f"The model {model[:128]!r} does not exist.", param="model"
-            )
-        exchange.model_label = model
-        if not allowed(exchange.tenant, model):
-            raise ApiError(
-                ErrorCode.MODEL_NOT_ALLOWED, f"This API key may not use the model {model!r}.", param="model"
-            )
 
     async def _wait(self, exchange: Exchange, asked: Asked) -> Engine:
         began = monotonic()
@@ -173,7 +166,9 @@ class Inference:
         fields = [b"X-Request-Id: ", name, b"\r\n", self._stages.limits.fields(exchange.tenant)]
         if endpoint.form is ANTHROPIC:
             fields += (b"request-id: ", name, b"\r\n")
-        fields += ("{}: {}\r\n".format(*line).encode() for line in self._cors.lines(message.headers).items())
+        if self._cors.allows:
+            lines = self._cors.lines(message.headers)
+            fields += ("{}: {}\r\n".format(*line).encode() for line in lines.items())
         # Nobody here goes on to another protocol, as a client could take it that asks for one.
         exchange.closes = closes = message.should_close or message.upgrade or not chunked or self.draining
         if closes:
@@ -229,6 +224,16 @@ class Inference:
             exchange.content.write(exchange.request_id, exchange.tenant.alias)
         if exchange.engine is not None:
             self._stages.admission.leave(exchange.engine, exchange.model, now)
+
+
+def _no_model(model: str) -> ApiError:
+    return ApiError(ErrorCode.MODEL_NOT_FOUND, f"The model {model[:128]!r} does not exist.", param="model")
+
+
+def _not_allowed(model: str) -> ApiError:
+    return ApiError(
+        ErrorCode.MODEL_NOT_ALLOWED, f"This API key may not use the model {model!r}.", param="model"
+    )
 
 
 def _conclude(relay: Relay, failure: ErrorCode | None) -> ErrorCode | None:

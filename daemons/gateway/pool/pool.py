@@ -35,7 +35,10 @@ class Pool:
 
     def pick(self, asked: Asked, now: float, without: Collection[Engine] = ()) -> Engine | None:
         """The engine to take the request, other than those of `without`; None when none has a place."""
-        free = [e for e in self._by_model[asked.model] if e.accepts(now) and e not in without]
+        engines = self._by_model[asked.model]
+        if len(engines) == 1 and not without:
+            return engines[0] if engines[0].accepts(now) else None
+        free = [e for e in engines if e.accepts(now) and e not in without]
         return self._routing.choose(free, asked) if free else None
 
     def lives(self, model: str, now: float) -> bool:

@@ -102,7 +102,8 @@ def gateway_page() -> str:
         limiter.reserve(key, bounds, "", 1)
         metrics.rate_limited.add((key, "key_requests"))
         for model in range(ENGINES):
-            metrics.count_tokens(key, f"model-{model}", 10, 5, 20)
+            for kind in ("prompt", "cached", "completion"):
+                metrics.tokens.add((key, f"model-{model}", kind), 10)
     for model in range(ENGINES):
         for endpoint in _ENDPOINTS:
             for priority in PRIORITIES:
