@@ -41,10 +41,12 @@ _CONVERSATIONS = (
     *("data_1", "data_2", "text_1", "text_2", "prompt", "instructions"),
 )
 _BEYOND_MESSAGES = frozenset(_CONVERSATIONS) - {"messages"}
+_BYTES_OF_TOKEN = 4
 _TOKENS_OF_MEDIA = 1024
 """An image costs from some hundred to some thousand tokens, depending on the model."""
 _NOTHING = frozenset({b"null", b"false"})
 _FALSE = msgspec.Raw(b"false")
+_CLOSE = ord("}")
 
 
 def _refuse(name: str, raw: msgspec.Raw, _: PolicySettings) -> None:
@@ -216,14 +218,14 @@ class Policy:
 
     def _pass(self, plain: Plain, raw: bytes, cache_group: str, fields: EngineFields) -> Sanitised:
         """As `__call__`, of a request that was found to be plain."""
-        stream = fields.streams and bool(plain.stream)
+        stream = fields.streams and plain.stream is True
         keep_final = keep_all = False
         added = b""
         if stream and fields.usage_in_stream:
             keep_final, keep_all = _kept_usage(plain.stream_options)
             added = _ALL_USAGE_ADDED
         if fields.cache_salt and self._salt is not None:
-            added += b',"cache_salt":%b' % self._salt(cache_group)
+            added += b',"cache_salt":' + self._salt(cache_group)
         answers = plain.n or 1
         return Sanitised(
             plain.model,
@@ -231,7 +233,7 @@ class Policy:
             keep_final,
             keep_all,
             _with_added(plain, raw, added),
-            _prompt_tokens(len(raw), NO_MEDIA) if fields.metered else 0,
+            len(raw) // _BYTES_OF_TOKEN if fields.metered else 0,
             plain.answer_tokens if fields.streams else 0,
             answers if stream and answers > 1 else 0,
         )
@@ -275,14 +277,14 @@ def _with_added(plain: Plain, raw: bytes, added: bytes) -> bytes:
         if added.startswith(_ALL_USAGE_ADDED):
             plain.stream_options = ABSENT
         raw = _encode(plain)
-    elif not raw.endswith(b"}"):
+    elif raw[-1] != _CLOSE:
         raw = raw.rstrip()
     return raw[:-1] + added + b"}" if added else raw
 
 
 def _prompt_tokens(size: int, media: Media) -> int:
     """About how many tokens a body of `size` bytes with `media` inside it is."""
-    return (size - media.size) // 4 + media.count * _TOKENS_OF_MEDIA
+    return (size - media.size) // _BYTES_OF_TOKEN + media.count * _TOKENS_OF_MEDIA
 
 
 def cache_salts(secret: bytes) -> Callable[[str], bytes]:
