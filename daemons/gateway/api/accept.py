@@ -13,6 +13,8 @@ from daemons.gateway.errors import ApiError, ErrorCode
 if TYPE_CHECKING:
     from daemons.gateway.api.server import Arrival
 
+_ONE_PIECE = 32768
+
 X_REQUEST_ID = istr("X-Request-Id")
 _TRACEPARENT = istr("traceparent")
 # Identifiers are logged as they are, hence nothing that looks like a key.
@@ -75,7 +77,11 @@ def body_at_hand(headers: CIMultiDictProxy[str], content: StreamReader, limit: i
         raise too_large(limit)
     if not content.is_eof():
         return None
-    body = content.read_nowait()
+    if 0 < content.total_bytes <= _ONE_PIECE and len(content._buffer) == 1:  # noqa: SLF001 - a fifth of the cost
+        # So small that it has not paused its connection, which reading would resume.
+        body: bytes = content._buffer[0]  # noqa: SLF001
+    else:
+        body = content.read_nowait()
     if len(body) > limit:
         raise too_large(limit)
     return body
