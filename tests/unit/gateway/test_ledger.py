@@ -194,7 +194,7 @@ def test_a_batch_of_doubtful_fate_is_written_once(path: Path) -> None:
     assert book.usage(path, by=())[0].requests == 2
 
 
-@pytest.mark.parametrize("count", [1, 99, 100, 101, 1234])
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 1234])
 def test_a_batch_of_any_size_is_written_whole(path: Path, count: int) -> None:
     opened = [book.Opened(n, NOON, "team", "m", "chat", None, f"o{n}", True) for n in range(count)]
     with closing(book.connect(path)) as connection:
@@ -206,6 +206,25 @@ def test_a_batch_of_any_size_is_written_whole(path: Path, count: int) -> None:
     assert [row.request_id for row in map(Closed._make, rows(path))] == [f"r{n}" for n in range(count)]
     left = {(row[0], row[1]) for row in rows(path, "opened")}
     assert left == {(2, number) for number in range(count)} | {(1, 0)}
+
+
+def test_batches_of_all_sizes_need_few_statements(path: Path) -> None:
+    """A connection keeps its statements ready, and those of many rows are large."""
+    statements = set()
+
+    class Noting(sqlite3.Connection):
+        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            statements.add(sql)
+            return super().execute(sql, *parameters)
+
+    book.connect(path).close()
+    with closing(sqlite3.connect(path, isolation_level=None, factory=Noting)) as connection:
+        book.register(connection, 1, "x")
+        for size in range(1, 200):
+            opened = [book.Opened(n, NOON, "team", "m", "chat", None, "o", True) for n in range(size)]
+            book.write(connection, 1, Batch(2 * size, opened, [closed()] * size, []))
+            book.write(connection, 1, Batch(2 * size + 1, [], [], range(size)))
+    assert len(statements) < 30
 
 
 def test_open_rows_of_a_dead_worker_are_closed_as_lost(path: Path) -> None:

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 VERSION = 1
 _BUSY_SECONDS = 1.0
 _PAGES_AT_ONCE = 256
-_ROWS_PER_STATEMENT = 100
+_ROWS_PER_STATEMENT = 64
+_CACHE_KIB = 512
+"""Of the file's pages. What is written goes to the ends of the tables, and is not read again."""
 LOST = "gateway_lost"
 _DAY = 86_400_000_000
 
@@ -154,6 +156,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     # Takes effect only before the first table.
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     # The file stays whole at every kill; only a power cut may take back the latest commits.
     connection.execute("PRAGMA synchronous = NORMAL")
     with transaction(connection):
@@ -217,10 +220,14 @@ def _many(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[A
     """Execute `statement` for all `rows`, which take the place of its braces, many at a time.
 
     `executemany` gives up the interpreter's lock once a row, and the event loop then waits for this thread as
-    often: at full load that cost more than all else here.
+    often: at full load that cost more than all else here. The connection keeps each statement ready, and one
+    of a hundred rows takes as many KB: as many rows at once as a power of two, so that there are few of them.
     """
-    for start in range(0, len(rows), _ROWS_PER_STATEMENT):
-        some = rows[start : start + _ROWS_PER_STATEMENT]
+    start = 0
+    while left := len(rows) - start:
+        count = min(_ROWS_PER_STATEMENT, 1 << left.bit_length() - 1)
+        some = rows[start : start + count]
+        start += count
         marks = f"({', '.join('?' * len(some[0]))})"
         connection.execute(statement.format(", ".join([marks] * len(some))), list(chain.from_iterable(some)))
 
