@@ -15,7 +15,7 @@ _BUSY_SECONDS = 1.0
 _PAGES_AT_ONCE = 256
 _ROWS_PER_STATEMENT = 64
 _CACHE_KIB = 512
-"""Of the file's pages. What is written goes to the ends of the tables, and is not read again."""
+"""Of the file's pages: rows go to the ends of their tables, and only those of open requests are met again."""
 LOST = "gateway_lost"
 _DAY = 86_400_000_000
 
