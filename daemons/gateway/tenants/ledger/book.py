@@ -155,7 +155,8 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
 def _prepare(connection: sqlite3.Connection) -> None:
     # Takes effect only before the first table.
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    connection.execute("PRAGMA journal_mode = WAL")
+    # Its answer is read: a statement that has not come to its end would stand in the way of a commit.
+    connection.execute("PRAGMA journal_mode = WAL").fetchone()
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     # The file stays whole at every kill; only a power cut may take back the latest commits.
     connection.execute("PRAGMA synchronous = NORMAL")
