@@ -40,10 +40,13 @@ class Clients:
 
     Args:
         trusted: networks of proxies whose ``X-Forwarded-For`` is believed.
+
+    Attributes:
+        trusted: these; where there are none, every client is its peer.
     """
 
     def __init__(self, trusted: Sequence[Network]) -> None:
-        self._trusted = tuple(trusted)
+        self.trusted = tuple(trusted)
         self._is_proxy: Callable[[str], bool] = lru_cache(_REMEMBERED)(self._find)
 
     def of(self, headers: CIMultiDictProxy[str], peer: str | None) -> str:
@@ -53,7 +56,7 @@ class Clients:
         trusted, and so on; what a client wrote in front of it is not.
         """
         client = peer or ""
-        if not self._trusted or not self._is_proxy(client):
+        if not self.trusted or not self._is_proxy(client):
             return client
         for entry in reversed(",".join(headers.getall(hdrs.X_FORWARDED_FOR, ())).split(",")):
             hop = entry.strip()
@@ -66,7 +69,7 @@ class Clients:
 
     def _find(self, peer: str) -> bool:
         address = parse_address(peer)
-        return address is not None and any(address in network for network in self._trusted)
+        return address is not None and any(address in network for network in self.trusted)
 
 
 class Failures:
@@ -77,46 +80,45 @@ class Failures:
 
     Args:
         limit: failures within a minute.
+
+    Attributes:
+        recent: by address, those of the last minute, and the keys that work there.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._windows: dict[str, tuple[Window, set[str]]] = {}
-
-    def __bool__(self) -> bool:
-        """Whether any address failed lately."""
-        return bool(self._windows)
+        self.recent: dict[str, tuple[Window, set[str]]] = {}
 
     def failed(self, group: str, now: float) -> None:
         """A wrong key came from `group`."""
-        entry = self._windows.get(group)
+        entry = self.recent.get(group)
         if entry is None:
-            if len(self._windows) >= _REMEMBERED:
-                self._windows.pop(next(iter(self._windows)))
-            entry = self._windows[group] = (Window(), set())
+            if len(self.recent) >= _REMEMBERED:
+                self.recent.pop(next(iter(self.recent)))
+            entry = self.recent[group] = (Window(), set())
         entry[0].advance(now)
         entry[0].add(1, now)
 
     def worked(self, group: str, alias: str) -> None:
         """A key that worked came from `group`."""
-        entry = self._windows.get(group)
+        entry = self.recent.get(group)
         if entry is not None:
             entry[1].add(alias)
 
     def wait(self, group: str, now: float) -> float:
         """Seconds that `group` has to wait before it may try another key; 0 where it need not."""
-        entry = self._windows.get(group)
+        entry = self.recent.get(group)
         if entry is None or entry[0].advance(now) < self._limit:
             return 0.0
         return entry[0].wait(1, self._limit, now)
 
     def knows(self, group: str, alias: str) -> bool:
         """Whether this key has worked at `group` since it began to fail."""
-        entry = self._windows.get(group)
+        entry = self.recent.get(group)
         return entry is not None and alias in entry[1]
 
     def prune(self, now: float) -> None:
         """Forget addresses without a failure within a minute."""
-        for group, (window, _) in list(self._windows.items()):
+        for group, (window, _) in list(self.recent.items()):
             if not window.advance(now):
-                del self._windows[group]
+                del self.recent[group]

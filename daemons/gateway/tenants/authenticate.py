@@ -1,8 +1,8 @@
 """Who is asking: a bearer token or ``X-API-Key`` becomes a tenant."""
 
 import math
-import time
 from collections.abc import Callable
+from time import monotonic, time
 
 from aiohttp import hdrs
 from multidict import CIMultiDictProxy, istr
@@ -30,7 +30,7 @@ class Authenticator:
         ring: KeyRing,
         clients: Clients,
         failures: Failures,
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float] = monotonic,
     ) -> None:
         self._ring = ring
         self._clients = clients
@@ -47,10 +47,11 @@ class Authenticator:
         Raises:
             StrangerError: no key, a wrong one, one that may not be used from there, or too many wrong ones.
         """
-        client = self._clients.of(headers, peer)
+        clients = self._clients
+        client = clients.of(headers, peer) if clients.trusted else peer or ""
         presented = presented_key(headers)
-        tenant = self._ring.find(presented.encode("utf-8", "surrogateescape"), time.time())
-        if self._failures:
+        tenant = self._ring.find(presented.encode("utf-8", "surrogateescape"), time())
+        if self._failures.recent:
             self._slow(client, tenant)
         if tenant is None:
             self._failures.failed(group_of(client), self._monotonic())

@@ -102,14 +102,14 @@ def test_an_ipv6_network_is_slowed_as_one_and_forgotten_after_a_minute() -> None
     for i in range(3):
         assert door.knock("wrong", f"2001:db8::{i}") is ErrorCode.INVALID_API_KEY
     assert door.knock("wrong", "2001:db8::ffff") is ErrorCode.RATE_LIMIT_EXCEEDED
-    assert door.failures
+    assert door.failures.recent
     door.now += 61
     door.failures.prune(door.now)
-    assert not door.failures
+    assert not door.failures.recent
 
 
 def test_memory_for_failures_is_bounded() -> None:
     failures = Failures(3)
     for i in range(20_000):
         failures.failed(str(i), 1.0)
-    assert len(failures._windows) <= 16_384
+    assert len(failures.recent) <= 16_384
