@@ -3,10 +3,11 @@
 import os
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
-from itertools import chain
+from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,11 +195,13 @@ def write(connection: sqlite3.Connection, worker: int, batch: Batch, mark: str =
         sqlite3.Error: it was not written; when in doubt, call again.
     """
     with transaction(connection):
-        last = connection.execute("SELECT batch FROM workers WHERE worker = ?", (worker,)).fetchone()
-        if last is None:
-            # The file was put in place of another one.
-            register(connection, worker, mark)
-        elif last[0] >= batch.number:
+        # The file may have been put in place of another one, which knew the worker.
+        new = connection.execute(
+            "INSERT INTO workers VALUES (?, ?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET batch = excluded.batch WHERE batch < excluded.batch",
+            (worker, os.getpid(), mark, batch.number),
+        ).rowcount
+        if not new:
             return
         _many(connection, "INSERT INTO opened VALUES {}", [(worker, *row) for row in batch.opened])
         _many(connection, "INSERT INTO requests VALUES {}", batch.closed)
@@ -207,14 +210,14 @@ def write(connection: sqlite3.Connection, worker: int, batch: Batch, mark: str =
             "DELETE FROM opened WHERE (worker, number) IN (VALUES {})",
             [(worker, number) for number in batch.forget],
         )
-        connection.executemany(
-            "INSERT INTO days VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+        _many(
+            connection,
+            "INSERT INTO days VALUES {} ON CONFLICT DO UPDATE SET "
             "requests = requests + excluded.requests, failed = failed + excluded.failed, "
             "prompt = prompt + excluded.prompt, cached = cached + excluded.cached, "
             "completion = completion + excluded.completion",
             _by_day(batch.closed),
         )
-        connection.execute("UPDATE workers SET batch = ? WHERE worker = ?", (batch.number, worker))
 
 
 def _many(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -227,24 +230,34 @@ def _many(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[A
     start = 0
     while left := len(rows) - start:
         count = min(_ROWS_PER_STATEMENT, 1 << left.bit_length() - 1)
-        some = rows[start : start + count]
+        values: list[Any] = []
+        for row in rows[start : start + count]:
+            values += row
         start += count
-        marks = f"({', '.join('?' * len(some[0]))})"
-        connection.execute(statement.format(", ".join([marks] * len(some))), list(chain.from_iterable(some)))
+        connection.execute(_sized(statement, len(rows[0]), count), values)
 
 
-def _by_day(rows: Iterable[ClosedRow]) -> list[tuple[Any, ...]]:
-    sums: dict[tuple[int, str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
-    for _, ended, key, model, _, _, _, _, outcome, prompt, cached, completion, _, _, _ in rows:
-        used = sums[ended // _DAY, key, model]
-        used[0] += 1
-        used[1] += outcome != "ok"
-        used[2] += prompt
-        used[3] += cached
-        used[4] += completion
-    return [(_day(day), *names, *used) for (day, *names), used in sums.items()]
+@lru_cache
+def _sized(statement: str, columns: int, rows: int) -> str:
+    marks = f"({', '.join('?' * columns)})"
+    return statement.format(", ".join([marks] * rows))
 
 
+def _by_day(rows: Sequence[ClosedRow]) -> list[tuple[Any, ...]]:
+    groups: dict[tuple[int, str, str], list[ClosedRow]] = defaultdict(list)
+    for row in rows:
+        groups[row[1] // _DAY, row[2], row[3]].append(row)
+    return [(_day(day), *names, *_sums(group)) for (day, *names), group in groups.items()]
+
+
+def _sums(rows: Sequence[ClosedRow]) -> tuple[int, int, int, int, int]:
+    """Requests, failed ones, and their tokens: prompt, cached, completion."""
+    failed = len(rows) - [row[8] for row in rows].count("ok")
+    prompt, cached, completion = (sum(map(itemgetter(column), rows)) for column in (9, 10, 11))
+    return len(rows), failed, prompt, cached, completion
+
+
+@lru_cache(4)
 def _day(number: int) -> str:
     return datetime.fromtimestamp(number * 86_400, UTC).strftime("%Y-%m-%d")
 

@@ -76,6 +76,7 @@ class Ledger:
         self._number = 0
         self._unwritten: dict[int, Exchange] = {}
         self._closed: deque[tuple[ClosedRow, int] | _Question[Any]] = deque()
+        self._due = 0
         self._batch: Batch | None = None
         self._batch_number = 0
         self._connection: sqlite3.Connection | None = None
@@ -104,9 +105,8 @@ class Ledger:
 
     def began(self, exchange: "Exchange") -> None:
         """A request was let in."""
-        self._number += 1
-        exchange.entry = self._number
-        self._unwritten[self._number] = exchange
+        self._number = exchange.entry = number = self._number + 1
+        self._unwritten[number] = exchange
         if not self._awake:
             self._stir()
 
@@ -121,11 +121,12 @@ class Ledger:
         if len(self._closed) >= self._capacity:
             self.dropped += 1
             return
-        relay, wall = exchange.relay, time.time()
+        relay, arrived, queued = exchange.relay, exchange.arrived, exchange.queued_seconds
+        ended = time.time_ns() // 1000
         # As `Closed`; SQLite binds plain tuples of plain integers at half the cost.
         row = (
-            int((wall - now + exchange.arrived) * 1e6),
-            int(wall * 1e6),
+            ended - int((now - arrived) * 1e6),
+            ended,
             exchange.tenant.alias,
             exchange.model,
             exchange.endpoint,
@@ -137,8 +138,8 @@ class Ledger:
             counts.cached,
             counts.completion,
             1 if estimated else 0,
-            int(exchange.queued_seconds * 1e6),
-            int((relay.first_at - exchange.arrived) * 1e6) if relay is not None and relay.first_at else None,
+            int(queued * 1e6) if queued else 0,
+            int((relay.first_at - arrived) * 1e6) if relay is not None and relay.first_at else None,
         )
         self._closed.append((row, 0 if unseen else number))
         if not self._awake:
@@ -208,7 +209,11 @@ class Ledger:
             self._stir()
 
     def _write_all(self, *, last: bool = False) -> bool:
-        """Write everything noted so far; whether that went well."""
+        """Write everything noted so far; whether that went well.
+
+        What comes meanwhile is gathered for the next time: a batch costs as much as ten of its rows.
+        """
+        self._due = len(self._closed)
         try:
             while True:
                 if self._batch is None:
@@ -236,18 +241,20 @@ class Ledger:
         opened = self._opened() if not last else []
         closed: list[ClosedRow] = []
         forget: list[int] = []
-        while self._closed and len(closed) < _ROWS_AT_ONCE:
-            # Only this thread takes from the queue.
-            first = self._closed[0]
-            if isinstance(first, _Question):
+        # Only this thread takes from the queue.
+        queue = self._closed
+        for _ in range(min(self._due, _ROWS_AT_ONCE)):
+            entry = queue[0]
+            if isinstance(entry, _Question):
                 break
-            row, number = first
-            self._closed.popleft()
+            row, number = entry
+            queue.popleft()
             closed.append(row)
             if number:
                 forget.append(number)
         if not opened and not closed:
             return None
+        self._due -= len(closed)
         self._batch_number += 1
         return Batch(self._batch_number, opened, closed, forget)
 
@@ -281,10 +288,11 @@ class Ledger:
 
     def _answered(self) -> bool:
         """Answer the question at the head of the queue; whether there was one."""
-        if not self._closed or not isinstance(first := self._closed[0], _Question):
+        if not self._due or not isinstance(first := self._closed[0], _Question):
             return False
         first.answer(self._connected())
         self._closed.popleft()
+        self._due -= 1
         return True
 
     def _refuse_questions(self) -> None:
