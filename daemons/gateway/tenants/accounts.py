@@ -18,7 +18,7 @@ FIRST_EXPECTED = 256.0
 """Tokens to expect of an answer while nothing is known."""
 _RISE, _FALL = 0.09, 0.01
 """Steps of the running 90th percentile: they balance where one answer in ten is longer."""
-DAY = 86400
+_DAY = 86400.0
 
 
 class Refused(Exception):
@@ -40,21 +40,27 @@ class Refused(Exception):
 
 
 class Periods(msgspec.Struct, frozen=True):
-    """The calendar day and month (UTC) of a moment, as numbers, and the POSIX times at which they end."""
+    """The calendar day and month (UTC) of a moment, as numbers, and the POSIX times of their ends."""
 
     day: int
     month: int
+    day_begins: float
     day_ends: float
     month_ends: float
 
 
+def day_of(number: int) -> Periods:
+    """The periods of the day of this number."""
+    return periods_of(number * _DAY)
+
+
 def periods_of(wall: float) -> Periods:
     """The periods that the POSIX time `wall` is in."""
-    day = int(wall // DAY)
-    date = dt.datetime.fromtimestamp(day * DAY, dt.UTC)
+    day = int(wall // _DAY)
+    date = dt.datetime.fromtimestamp(day * _DAY, dt.UTC)
     month = date.year * 12 + date.month
     following = date.replace(year=month // 12, month=month % 12 + 1, day=1)
-    return Periods(day, month, (day + 1) * DAY, following.timestamp())
+    return Periods(day, month, day * _DAY, (day + 1) * _DAY, following.timestamp())
 
 
 class Account:
@@ -65,21 +71,33 @@ class Account:
         in_flight: requests that hold a reservation.
         requests: begun within the last minute.
         tokens: of requests begun within the last minute; reserved, or used where they have ended.
-        days: tokens by day.
-        months: tokens by month.
         expected: running 90th percentile of the tokens of an answer.
     """
 
-    __slots__ = ("days", "expected", "in_flight", "months", "requests", "subject", "tokens")
+    __slots__ = (
+        "_day",
+        "_days",
+        "_month",
+        "_months",
+        "_spent",
+        "expected",
+        "in_flight",
+        "requests",
+        "subject",
+        "tokens",
+    )
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Subject, days: Budget | None = None, months: Budget | None = None) -> None:
         self.subject: Subject = subject
         self.in_flight = 0
         self.requests = Window()
         self.tokens = Window()
-        self.days = Budget()
-        self.months = Budget()
         self.expected = FIRST_EXPECTED
+        self._days = days or Budget()
+        self._months = months or Budget()
+        # The period that is spent of at present, and what of it the budgets have yet to be told.
+        self._day = self._month = 0
+        self._spent = 0
 
     def check(self, bounds: Bounds, tokens: int, now: float, wall: float, at: Periods) -> None:
         """Whether a request of `tokens` fits.
@@ -89,57 +107,87 @@ class Account:
         Raises:
             Refused: it does not.
         """
-        limit = bounds.concurrency
-        if limit is not None and self.in_flight >= limit:
-            raise Refused(self.subject, "concurrency", limit, 1.0)
-        limit = bounds.requests_per_minute
-        if limit is not None and self.requests.advance(now) >= limit:
-            raise Refused(self.subject, "requests", limit, self.requests.wait(1, limit, now))
-        limit = bounds.tokens_per_minute
-        if limit is not None:
-            cost = min(tokens, limit)
-            if self.tokens.advance(now) + cost > limit:
-                raise Refused(self.subject, "tokens", limit, self.tokens.wait(cost, limit, now))
-        limit = bounds.tokens_per_day
-        if limit is not None and self.days.of(at.day) + min(tokens, limit) > limit:
-            raise Refused(self.subject, "day", limit, at.day_ends - wall)
-        limit = bounds.tokens_per_month
-        if limit is not None and self.months.of(at.month) + min(tokens, limit) > limit:
-            raise Refused(self.subject, "month", limit, at.month_ends - wall)
+        concurrency, requests, minute, day, month = bounds.figures
+        if concurrency is not None and self.in_flight >= concurrency:
+            raise Refused(self.subject, "concurrency", concurrency, 1.0)
+        if requests is not None and self.requests.advance(now) >= requests:
+            raise Refused(self.subject, "requests", requests, self.requests.wait(1, requests, now))
+        if minute is not None:
+            used = self.tokens.advance(now)
+            if used > 0 and used + tokens > minute:
+                wait = self.tokens.wait(min(tokens, minute), minute, now)
+                raise Refused(self.subject, "tokens", minute, wait)
+        if day is not None:
+            used = self.days.of(at.day)
+            if used > 0 and used + tokens > day:
+                raise Refused(self.subject, "day", day, at.day_ends - wall)
+        if month is not None:
+            used = self.months.of(at.month)
+            if used > 0 and used + tokens > month:
+                raise Refused(self.subject, "month", month, at.month_ends - wall)
 
-    def take(self, tokens: int, now: float, at: Periods) -> "Hold":
+    def take(self, tokens: int, now: float, at: Periods) -> "Part":
         """Reserve `tokens` for a request."""
         self.in_flight += 1
-        self.spend(at.day, at.month, tokens)
-        return Hold(self, self.requests.add(1, now), self.tokens.add(tokens, now), tokens, at.day, at.month)
+        if at.day != self._day:
+            self._turn_to(at)
+        self._spent += tokens
+        return self, self.requests.add(1, now), self.tokens.add(tokens, now)
 
-    def spend(self, day: int, month: int, tokens: int) -> None:
-        """Use `tokens`, which may be negative, of a day and a month."""
-        days, months = self.days.used, self.months.used
-        if day in days and month in months:
-            days[day] += tokens
-            months[month] += tokens
-        else:
-            self.days.add(day, tokens)
-            self.months.add(month, tokens)
+    def settle(self, charge: Charge, over: int, completion: int, at: Periods, now: float) -> None:
+        """A request has ended.
 
-    def learn(self, completion: int) -> None:
-        """An answer had so many tokens."""
+        Args:
+            charge: of its tokens.
+            over: what it used beyond those.
+            completion: tokens of its answer; 0 where it had none.
+            at: when it was taken.
+            now: monotonic time; of no matter unless it used more.
+        """
+        self.in_flight -= 1
+        self.tokens.correct(charge, over, now)
+        if at.day != self._day:
+            self._turn_to(at)
+        self._spent += over
         if completion > self.expected:
             self.expected += _RISE * max(self.expected, 16.0)
-        else:
+        elif completion:
             self.expected -= _FALL * self.expected
+
+    def _turn_to(self, at: Periods) -> None:
+        self._book()
+        self._day, self._month = at.day, at.month
+        self._days.add(at.day, 0)
+        self._months.add(at.month, 0)
+
+    @property
+    def days(self) -> Budget:
+        """Tokens by day."""
+        self._book()
+        return self._days
+
+    @property
+    def months(self) -> Budget:
+        """Tokens by month."""
+        self._book()
+        return self._months
+
+    def _book(self) -> None:
+        if self._spent:
+            self._days.add(self._day, self._spent)
+            self._months.add(self._month, self._spent)
+            self._spent = 0
 
     def used(self, bounds: Bounds, now: float, at: Periods) -> Iterator[tuple[Dimension, float]]:
         """The share of each limit of `bounds` that is used; more than 1 where a request was larger."""
-        dimensions: tuple[tuple[Dimension, int | None, int], ...] = (
-            ("concurrency", bounds.concurrency, self.in_flight),
-            ("requests", bounds.requests_per_minute, self.requests.advance(now)),
-            ("tokens", bounds.tokens_per_minute, self.tokens.advance(now)),
-            ("day", bounds.tokens_per_day, self.days.of(at.day)),
-            ("month", bounds.tokens_per_month, self.months.of(at.month)),
+        uses: tuple[tuple[Dimension, int], ...] = (
+            ("concurrency", self.in_flight),
+            ("requests", self.requests.advance(now)),
+            ("tokens", self.tokens.advance(now)),
+            ("day", self.days.of(at.day)),
+            ("month", self.months.of(at.month)),
         )
-        for dimension, limit, use in dimensions:
+        for limit, (dimension, use) in zip(bounds.figures, uses, strict=True):
             if limit is not None:
                 yield dimension, use / limit
 
@@ -153,18 +201,10 @@ class Account:
             self.expected,
         )
 
-    def hold(self, given: HoldState, shift: int) -> "Hold":
-        """A hold that another process had on this account."""
-        request, tokens, reserved, day, month = given
+    def held(self, given: HoldState, shift: int) -> "Part":
+        """What a request of another process holds of this account."""
         self.in_flight += 1
-        return Hold(
-            self,
-            self.requests.charge_at(request + shift),
-            self.tokens.charge_at(tokens + shift),
-            reserved,
-            day,
-            month,
-        )
+        return self, self.requests.charge_at(given[0] + shift), self.tokens.charge_at(given[1] + shift)
 
     def idle(self, now: float) -> bool:
         """Whether it can be forgotten without a difference to anybody's minute."""
@@ -172,31 +212,8 @@ class Account:
         return not left and not self.in_flight
 
 
-class Hold(msgspec.Struct, eq=False):
-    """A request's part of one account, given back once."""
-
-    account: Account
-    request: Charge
-    tokens: Charge
-    reserved: int
-    day: int
-    month: int
-
-    def settle(self, used: int, now: float) -> None:
-        """The request has ended and used so many tokens."""
-        account, over = self.account, used - self.reserved
-        account.in_flight -= 1
-        account.tokens.correct(self.tokens, over, now)
-        account.spend(self.day, self.month, over)
-
-    def cancel(self, now: float) -> None:
-        """The request never came to an engine: as if it had not been."""
-        self.account.requests.correct(self.request, -1, now)
-        self.settle(0, now)
-
-    def export(self) -> HoldState:
-        """As handed over to another process."""
-        return (self.request[0], self.tokens[0], self.reserved, self.day, self.month)
+Part = tuple[Account, Charge, Charge]
+"""What a request holds of one account: the charges of itself and of its tokens."""
 
 
 class AccountState(msgspec.Struct, frozen=True):
@@ -210,9 +227,8 @@ class AccountState(msgspec.Struct, frozen=True):
 
     def restore(self, subject: Subject, shift: int) -> Account:
         """The account, its charges `shift` slots later."""
-        account = Account(subject)
+        account = Account(subject, Budget(self.days), Budget(self.months))
         account.requests = Window([[slot + shift, amount] for slot, amount in self.requests])
         account.tokens = Window([[slot + shift, amount] for slot, amount in self.tokens])
-        account.days, account.months = Budget(self.days), Budget(self.months)
         account.expected = self.expected
         return account

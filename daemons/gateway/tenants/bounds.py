@@ -1,12 +1,15 @@
 """How much a key or an address may use."""
 
 import ipaddress
+from functools import cached_property
 
 from pydantic import Field, field_validator
 
 from daemons.runtime.settings import Settings
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Figures = tuple[int | None, int | None, int | None, int | None, int | None]
+"""Concurrency, requests and tokens a minute, tokens a day and a month; None does not bind."""
 
 
 class Bounds(Settings):
@@ -22,6 +25,17 @@ class Bounds(Settings):
     """Tokens of a day (UTC)."""
     tokens_per_month: int | None = Field(default=None, ge=1)
     """Tokens of a calendar month (UTC)."""
+
+    @cached_property
+    def figures(self) -> Figures:
+        """All of them, to be read by every request: a field of a model costs as much as a call."""
+        return (
+            self.concurrency,
+            self.requests_per_minute,
+            self.tokens_per_minute,
+            self.tokens_per_day,
+            self.tokens_per_month,
+        )
 
 
 class AddressSettings(Settings):

@@ -7,7 +7,7 @@ force and the fault is reported.
 import datetime as dt
 import hmac
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from daemons.gateway.settings import Name, Priority
 from daemons.gateway.tenants.bounds import Bounds, Network
+from daemons.gateway.tenants.rate_lines import RateLines
 from daemons.runtime import settings
 from daemons.runtime.settings import ConfigError, Fault, Settings
 
@@ -75,6 +76,7 @@ class Tenant:
         limits: what it may use.
         expires: POSIX time at which it ceases to work; None is never.
         cache_group: name under which its prefix cache is kept.
+        rate_lines: header lines that tell where it stands.
     """
 
     alias: str
@@ -84,16 +86,20 @@ class Tenant:
     limits: Bounds
     expires: float | None
     cache_group: str
+    rate_lines: RateLines = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rate_lines", RateLines(self.limits))
 
 
 @dataclass(frozen=True, slots=True)
 class _Secret:
     digest: bytes
     expires: float | None
-    tenant: Tenant
+    tenant: Tenant | None
 
 
-_NOBODY = sha256(b"").digest()
+_NOBODYS = _Secret(sha256(b"").digest(), None, None)
 
 
 class KeyRing:
@@ -122,8 +128,8 @@ class KeyRing:
     def find(self, presented: bytes, now: float) -> Tenant | None:
         """The tenant of a presented key at POSIX time `now`; an unknown key costs the same as a known one."""
         digest = sha256(presented).digest()
-        secret = self._secrets.get(digest)
-        if not hmac.compare_digest(digest, secret.digest if secret else _NOBODY) or secret is None:
+        secret = self._secrets.get(digest, _NOBODYS)
+        if not hmac.compare_digest(digest, secret.digest):
             return None
         if secret.expires is not None and now >= secret.expires:
             return None

@@ -10,13 +10,13 @@ from typing import Protocol
 import msgspec
 
 from daemons.gateway.tenants.accounts import (
-    DAY,
     FIRST_EXPECTED,
     Account,
     AccountState,
-    Hold,
     HoldState,
+    Part,
     Periods,
+    day_of,
     periods_of,
 )
 from daemons.gateway.tenants.bounds import Bounds
@@ -45,7 +45,9 @@ class Reservation(msgspec.Struct, eq=False):
         number: tells it from every other one of this process.
         alias: of the key.
         address: of the client, where addresses have limits; else empty.
-        holds: its parts.
+        tokens: what was reserved.
+        at: the day and month from which that was taken.
+        parts: what it holds of the key's account, and, in second place, of the address'.
         elsewhere: who else counts it.
     """
 
@@ -53,25 +55,22 @@ class Reservation(msgspec.Struct, eq=False):
     number: int
     alias: str
     address: str
-    holds: tuple[Hold, ...]
+    tokens: int
+    at: Periods
+    parts: tuple[Part, ...]
     elsewhere: tuple[Elsewhere, ...] = ()
-
-    @property
-    def tokens(self) -> int:
-        """What was reserved."""
-        return self.holds[0].reserved if self.holds else 0
 
     def settle(self, prompt: int, completion: int) -> bool:
         """The request has ended and used so many tokens; False where that was said before."""
-        if self.limiter.open.pop(self.number, None) is None:
+        limiter = self.limiter
+        if limiter.open.pop(self.number, None) is None:
             return False
-        now, used = self.limiter.monotonic(), prompt + completion
-        for hold in self.holds:
-            hold.settle(used, now)
-        if completion:
-            account = self.limiter.keys.get(self.alias)
-            if account is not None:
-                account.learn(completion)
+        used = prompt + completion
+        over = used - self.tokens
+        # Only what is used beyond the reservation counts from now.
+        now = limiter.monotonic() if over > 0 else 0.0
+        for account, _, charge in self.parts:
+            account.settle(charge, over, completion, self.at, now)
         for other in self.elsewhere:
             other.settled(self, used)
         return True
@@ -81,8 +80,9 @@ class Reservation(msgspec.Struct, eq=False):
         if self.limiter.open.pop(self.number, None) is None:
             return False
         now = self.limiter.monotonic()
-        for hold in self.holds:
-            hold.cancel(now)
+        for account, request, charge in self.parts:
+            account.requests.correct(request, -1, now)
+            account.settle(charge, -self.tokens, 0, self.at, now)
         for other in self.elsewhere:
             other.cancelled(self)
         return True
@@ -93,7 +93,11 @@ class Reservation(msgspec.Struct, eq=False):
 
     def export(self) -> "OpenReservation":
         """As handed over to another process."""
-        return OpenReservation(self.number, self.alias, self.address, [hold.export() for hold in self.holds])
+        holds = [
+            (request[0], charge[0], self.tokens, self.at.day, self.at.month)
+            for _, request, charge in self.parts
+        ]
+        return OpenReservation(self.number, self.alias, self.address, holds)
 
 
 class Limiter:
@@ -127,9 +131,7 @@ class Limiter:
         usual = account.expected if account is not None else FIRST_EXPECTED
         return int(usual) if most is None or most > usual else most
 
-    def reserve(
-        self, alias: str, bounds: Bounds, address: str, tokens: int, *, force: bool = False
-    ) -> Reservation:
+    def reserve(self, alias: str, bounds: Bounds, address: str, tokens: int) -> Reservation:
         """Take a request of about `tokens` out of the limits of a key and an address.
 
         Args:
@@ -137,37 +139,34 @@ class Limiter:
             bounds: of the key.
             address: of the client; empty where none is known.
             tokens: of the prompt and the answer.
-            force: take it whatever the limits, because somebody else has let it in.
 
         Raises:
             Refused: a limit is reached; nothing was taken.
         """
         now, wall, at = self.monotonic(), self.wall(), self._periods
-        if not at.day_ends - DAY <= wall < at.day_ends:
+        if not at.day_begins <= wall < at.day_ends:
             at = self.periods()
         account = self.keys.get(alias)
         if account is None:
             account = self.keys[alias] = Account("key")
-        if not force:
-            account.check(bounds, tokens, now, wall, at)
+        account.check(bounds, tokens, now, wall, at)
         if self._address_bounds is None or not address:
             address = ""
-            holds: tuple[Hold, ...] = (account.take(tokens, now, at),)
+            parts: tuple[Part, ...] = (account.take(tokens, now, at),)
         else:
             theirs = self.addresses.get(address)
             if theirs is None:
                 theirs = self.addresses[address] = Account("address")
-            if not force:
-                theirs.check(self._address_bounds, tokens, now, wall, at)
-            holds = (account.take(tokens, now, at), theirs.take(tokens, now, at))
+            theirs.check(self._address_bounds, tokens, now, wall, at)
+            parts = (account.take(tokens, now, at), theirs.take(tokens, now, at))
         self._number = number = self._number + 1
-        made = self.open[number] = Reservation(self, number, alias, address, holds)
+        made = self.open[number] = Reservation(self, number, alias, address, tokens, at, parts)
         return made
 
     def periods(self) -> Periods:
         """The present day and month."""
         wall, periods = self.wall(), self._periods
-        if not periods.day_ends - DAY <= wall < periods.day_ends:
+        if not periods.day_begins <= wall < periods.day_ends:
             periods = self._periods = periods_of(wall)
         return periods
 
@@ -212,10 +211,16 @@ class Limiter:
             self.addresses[name] = given.restore("address", shift)
         found = {}
         for held in state.open:
-            of = [self.keys.get(held.alias), self.addresses.get(held.address)]
-            holds = [a.hold(h, shift) for a, h in zip(of, held.holds, strict=False) if a is not None]
+            if not held.holds:
+                continue
+            accounts = [self.keys.setdefault(held.alias, Account("key"))]
+            if held.address in self.addresses:
+                accounts.append(self.addresses[held.address])
+            parts = tuple(a.held(hold, shift) for a, hold in zip(accounts, held.holds, strict=False))
+            # All of it was taken at once: the same tokens, of the same day.
+            _, _, tokens, day, _ = held.holds[0]
             self._number += 1
-            made = Reservation(self, self._number, held.alias, held.address, tuple(holds))
+            made = Reservation(self, self._number, held.alias, held.address, tokens, day_of(day), parts)
             self.open[made.number] = found[held.number] = made
         return found
 

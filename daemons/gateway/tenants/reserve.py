@@ -98,29 +98,12 @@ class Limits:
     def fields(self, tenant: Tenant) -> bytes:
         """Header lines that tell where the key stands; empty for one without limits a minute."""
         account = self.limiter.keys.get(tenant.alias)
-        if account is None:
-            return b""
-        now, bounds = self.limiter.monotonic(), tenant.limits
-        requests, tokens = bounds.requests_per_minute, bounds.tokens_per_minute
-        if requests is None:
-            return b"" if tokens is None else _TOKENS % account.tokens.standing(tokens, now)
-        if tokens is None:
-            return _REQUESTS % account.requests.standing(requests, now)
-        return _BOTH % (account.requests.standing(requests, now) + account.tokens.standing(tokens, now))
+        return tenant.rate_lines.tell(account, self.limiter.monotonic()) if account is not None else b""
 
     def _refusal(self, tenant: Tenant, refused: Refused) -> ApiError:
         self._refused.add((tenant.alias, f"{refused.subject}_{refused.dimension}"))
         return refusal(refused, self.fields(tenant))
 
-
-_REQUESTS = (
-    b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\n"
-    b"x-ratelimit-reset-requests: %ds\r\n"
-)
-_TOKENS = (
-    b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\nx-ratelimit-reset-tokens: %ds\r\n"
-)
-_BOTH = _REQUESTS + _TOKENS
 
 _WORDS = {
     "requests": "{whose} may send {limit} requests a minute",

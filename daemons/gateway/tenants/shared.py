@@ -226,7 +226,7 @@ class SharedLimits:
         self, action: str, reservation: Reservation | None, more: Iterable[str | int]
     ) -> list[str | int]:
         # A request that ends after midnight is corrected in the day in which it was reserved.
-        at = reservation.holds[0] if reservation is not None else self._limiter.periods()
+        at = reservation.at if reservation is not None else self._limiter.periods()
         return [action, self._name, reservation.tokens if reservation else 0, at.day, at.month, *more]
 
     def _lost(self, error: StoreLost) -> None:
@@ -245,13 +245,4 @@ class SharedLimits:
 
 
 def _limits(bounds: Bounds) -> list[str | int]:
-    return [
-        -1 if limit is None else limit
-        for limit in (
-            bounds.concurrency,
-            bounds.requests_per_minute,
-            bounds.tokens_per_minute,
-            bounds.tokens_per_day,
-            bounds.tokens_per_month,
-        )
-    ]
+    return [-1 if limit is None else limit for limit in bounds.figures]

@@ -3,13 +3,15 @@
 from collections import deque
 
 _PER_SECOND = 2
+_SECONDS = 60.0
 _SLOTS = 60 * _PER_SECOND
+_LONG_AGO, _NEVER = -(1 << 40), 1 << 40
+
+RENEWED_SECONDS = 61
+"""Whole seconds until nothing is left of what was used within this half second."""
 
 Charge = list[int]
 """``[slot, amount]``: what was used in a half second. Mutable, so that a charge can be corrected later."""
-
-
-_NO_CHARGE = -(1 << 40)
 
 
 class Window:
@@ -19,46 +21,57 @@ class Window:
 
     Attributes:
         total: used within the window, as of the last `advance`.
+        busy_until: end of the half second in which it was used last.
     """
 
-    __slots__ = ("_charges", "_latest", "_oldest", "total")
+    __slots__ = ("_charges", "_latest", "_leaves", "_oldest", "busy_until", "total")
 
     def __init__(self, charges: list[Charge] | None = None) -> None:
         self._charges: deque[Charge] = deque(charges or ())
         self.total = sum(amount for _, amount in self._charges)
-        # No charge is older than this; and the last charge, which may be gone already.
-        self._oldest = self._charges[0][0] if self._charges else 0
-        self._latest: Charge = self._charges[-1] if self._charges else [_NO_CHARGE, 0]
+        # No charge is older than this slot, and none leaves the window before this time.
+        self._find_oldest()
+        # May be gone already.
+        self._latest: Charge = self._charges[-1] if self._charges else [_LONG_AGO, 0]
+        self.busy_until = _end_of(self._latest[0])
 
     def advance(self, now: float) -> int:
         """Let go of what is older than a minute; what is left."""
-        oldest = int(now * _PER_SECOND) - _SLOTS
-        if self._oldest < oldest:
-            charges = self._charges
-            while charges and charges[0][0] < oldest:
-                self.total -= charges.popleft()[1]
-            self._oldest = charges[0][0] if charges else oldest
+        if now >= self._leaves:
+            self._let_go(now)
         return self.total
+
+    def _let_go(self, now: float) -> None:
+        oldest, charges = int(now * _PER_SECOND) - _SLOTS, self._charges
+        while charges and charges[0][0] < oldest:
+            self.total -= charges.popleft()[1]
+        self._find_oldest()
+
+    def _find_oldest(self) -> None:
+        self._oldest = self._charges[0][0] if self._charges else _NEVER
+        self._leaves = _end_of(self._oldest) + _SECONDS
 
     def add(self, amount: int, now: float) -> Charge:
         """Use `amount`; the charge can be given to `correct`."""
-        slot = int(now * _PER_SECOND)
+        charge = self._latest if now < self.busy_until else self._begin(now)
+        charge[1] += amount
         self.total += amount
-        charge = self._latest
-        if charge[0] >= slot:
-            charge[1] += amount
-            return charge
-        if not self._charges:
-            self._oldest = slot
-        self._latest = made = [slot, amount]
+        return charge
+
+    def _begin(self, now: float) -> Charge:
+        slot = int(now * _PER_SECOND)
+        self._latest = made = [slot, 0]
+        self.busy_until = _end_of(slot)
         self._charges.append(made)
+        if self._oldest == _NEVER:
+            self._find_oldest()
         return made
 
     def correct(self, charge: Charge, by: int, now: float) -> None:
         """More was used than was charged, which counts from now, or less, which counts from then."""
         if by > 0:
             self.add(by, now)
-        elif by < 0 and self._charges and charge[0] >= self._oldest:
+        elif charge[0] >= self._oldest:
             charge[1] += by
             self.total += by
 
@@ -69,16 +82,14 @@ class Window:
             if excess <= 0:
                 break
             excess -= charged
-            freed = (slot + _SLOTS + 1) / _PER_SECOND
             if excess <= 0:
-                return max(0.0, freed - now)
+                return max(0.0, _end_of(slot) + _SECONDS - now)
         return 0.0
 
-    def standing(self, limit: int, now: float) -> tuple[int, int, int]:
-        """`limit`, what is left of it, and whole seconds until nothing is used of it any more."""
-        left, seconds = limit - self.total, (self._latest[0] + _SLOTS + 1) / _PER_SECOND - now
-        left = max(left, 0)
-        return limit, left, int(seconds) + 1 if seconds >= 0 else 0
+    def standing(self, limit: int, now: float) -> tuple[int, int]:
+        """What is left of `limit`, and whole seconds until nothing is used of it any more."""
+        total, seconds = self.total, self.busy_until + _SECONDS - now
+        return limit - total if total < limit else 0, int(seconds) + 1 if seconds >= 0 else 0
 
     def charge_at(self, slot: int) -> Charge:
         """The charge of `slot`; one outside of the window where there is none."""
@@ -87,6 +98,10 @@ class Window:
     def export(self, shift: int = 0) -> list[Charge]:
         """Its charges, `shift` slots later."""
         return [[slot + shift, amount] for slot, amount in self._charges if amount]
+
+
+def _end_of(slot: int) -> float:
+    return (slot + 1) / _PER_SECOND
 
 
 def slots(seconds: float) -> int:

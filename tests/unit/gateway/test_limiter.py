@@ -234,6 +234,18 @@ def test_a_clock_that_jumps_ahead_and_back_does_not_renew_a_budget() -> None:
     assert passes(limits, bounds) is None
 
 
+def test_a_large_request_passes_alone_on_a_day_that_was_given_back_more_than_is_remembered() -> None:
+    clock = Clock()
+    limits, bounds = limiter(clock), Bounds(tokens_per_day=100)
+    made = limits.reserve("a", bounds, "", 40)
+    for _ in range(5):
+        clock.wall += DAY
+        assert passes(limits, Bounds()) is not None
+    clock.wall -= 5 * DAY
+    made.cancel()
+    assert passes(limits, bounds, 500) is not None
+
+
 @given(st.floats(0.0, 200.0), st.floats(-1e6, 1e6))
 def test_after_a_reboot_the_wall_clock_tells_the_age(passed: float, monotonic: float) -> None:
     clock = Clock()
