@@ -5,6 +5,7 @@ other than ``chunked``, bodies that end with the connection) is refused.
 """
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 
 MAX_HEAD = 65536
@@ -14,13 +15,25 @@ _SMALL = 512
 """Bytes of a chunk-size line with its extensions, and of all trailers together."""
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\r\n\0]*)?")
-_FIELD = rb"\r\n([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\r\n\0]*)"
-_HEADER = re.compile(_FIELD)
-_HEADERS = re.compile(rb"(?:" + _FIELD + rb")*")
+_HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\r\n\0]*)")
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
-_LENGTH = re.compile(rb"[0-9]{1,15}")
+_LENGTH_DIGITS = 15
 # Eight digits are 4 GiB; nothing an engine sends in one piece is larger.
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n\0]*)?")
+_CRLF = b"\r\n"
+_LENGTHS = 4096
+
+
+def _chunk_lines() -> list[bytes]:
+    lines = [b""] * _LENGTHS
+    for size in range(1, _LENGTHS - 7):
+        line = b"%x\r\n" % size
+        lines[len(line) + size + 2] = line
+    return lines
+
+
+CHUNK_LINES = _chunk_lines()
+"""What a chunk begins with, by the length of all of it; empty where no chunk has that length."""
 
 
 class ProtocolError(Exception):
@@ -36,9 +49,10 @@ class ResponseHead:
         length: octets of the body; None when it is chunked.
         keep_alive: whether the connection may be used again afterwards.
         content_type: the media type with its parameters, lower case; empty when there is none.
+        streams: the body is a stream of server-sent events.
     """
 
-    __slots__ = ("content_type", "headers", "keep_alive", "length", "status")
+    __slots__ = ("content_type", "headers", "keep_alive", "length", "status", "streams")
 
     def __init__(
         self, status: int, headers: dict[bytes, bytes], length: int | None, keep_alive: bool
@@ -48,6 +62,7 @@ class ResponseHead:
         self.length = length
         self.keep_alive = keep_alive
         self.content_type = headers.get(b"content-type", b"").lower()
+        self.streams = self.content_type.startswith(b"text/event-stream")
 
 
 def parse_head(data: bytes) -> ResponseHead:
@@ -56,32 +71,53 @@ def parse_head(data: bytes) -> ResponseHead:
     Raises:
         ProtocolError: the head is malformed or ambiguous.
     """
-    return _parse_known(data) if len(data) < _SMALL else _parse(data)
-
-
-def _parse(data: bytes) -> ResponseHead:
-    end = data.find(b"\r\n")
-    status = _STATUS.fullmatch(data, 0, len(data) if end < 0 else end)
-    if status is None:
-        raise ProtocolError("malformed status line")
-    rest = b"" if end < 0 else data[end:]
-    if _HEADERS.fullmatch(rest) is None:
-        raise ProtocolError("malformed header line")
-    headers: dict[bytes, bytes] = {}
-    for given, value in _HEADER.findall(rest):
-        name = given.lower()
-        if name in headers and name in _FRAMING:
-            raise ProtocolError(f"{name.decode()} is given twice")
-        headers[name] = value.strip(b" \t")
-    code = int(status.group(2))
-    length = _body_length(code, headers)
-    connection = headers.get(b"connection", b"").lower()
-    keep_alive = b"close" not in connection and (status.group(1) == b"1" or b"keep-alive" in connection)
-    return ResponseHead(code, headers, length, keep_alive)
+    return _known_head(data) if len(data) < _SMALL else _parse(data, _status, _header)
 
 
 # An engine's streams begin with the same bytes within the same second, many times over.
-_parse_known = lru_cache(maxsize=512)(_parse)
+@lru_cache(maxsize=512)
+def _known_head(data: bytes) -> ResponseHead:
+    return _parse(data, _known_status, _known_header)
+
+
+def _parse(
+    data: bytes,
+    status_of: Callable[[bytes], tuple[int, bool]],
+    header_of: Callable[[bytes], tuple[bytes, bytes]],
+) -> ResponseHead:
+    lines = data.split(_CRLF)
+    status, keep_alive = status_of(lines.pop(0))
+    headers: dict[bytes, bytes] = {}
+    for name, value in map(header_of, lines):
+        if name in headers and name in _FRAMING:
+            raise ProtocolError(f"{name.decode()} is given twice")
+        headers[name] = value
+    length = _body_length(status, headers)
+    connection = headers.get(b"connection")
+    if connection is not None:
+        connection = connection.lower()
+        keep_alive = b"close" not in connection and (keep_alive or b"keep-alive" in connection)
+    return ResponseHead(status, headers, length, keep_alive)
+
+
+def _status(line: bytes) -> tuple[int, bool]:
+    """The status, and whether the version keeps connections alive."""
+    match = _STATUS.fullmatch(line)
+    if match is None:
+        raise ProtocolError("malformed status line")
+    return int(match.group(2)), match.group(1) == b"1"
+
+
+def _header(line: bytes) -> tuple[bytes, bytes]:
+    match = _HEADER.fullmatch(line)
+    if match is None:
+        raise ProtocolError("malformed header line")
+    return match.group(1).lower(), match.group(2).strip(b" \t")
+
+
+# Heads differ in their lengths and dates, and most of their lines in nothing.
+_known_status = lru_cache(maxsize=64)(_status)
+_known_header = lru_cache(maxsize=2048)(_header)
 
 
 def _body_length(status: int, headers: dict[bytes, bytes]) -> int | None:
@@ -97,7 +133,7 @@ def _body_length(status: int, headers: dict[bytes, bytes]) -> int | None:
         return 0
     if length is None:
         raise ProtocolError("a body of unknown length")
-    if _LENGTH.fullmatch(length) is None:
+    if not length.isdigit() or len(length) > _LENGTH_DIGITS:
         raise ProtocolError("malformed Content-Length")
     return int(length)
 
@@ -136,20 +172,21 @@ class LengthBody:
 
 
 class ChunkedBody:
-    """Decodes a chunked body, however it is split; extensions and trailers are dropped."""
+    """Decodes a chunked body, however it is split; extensions and trailers are dropped.
 
-    __slots__ = ("_left", "_rest", "_trailers", "done")
+    Attributes:
+        aligned: the next octet begins a chunk.
+        done: the body is complete.
+    """
+
+    __slots__ = ("_left", "_rest", "_trailers", "aligned", "done")
 
     def __init__(self) -> None:
         self._rest = b""
         self._left = 0
         self._trailers = -1
+        self.aligned = True
         self.done = False
-
-    @property
-    def aligned(self) -> bool:
-        """Whether the next octet begins a chunk."""
-        return not self._rest and not self._left and self._trailers < 0
 
     def feed(self, data: bytes) -> bytes:
         """The payload in `data`.
@@ -157,14 +194,24 @@ class ChunkedBody:
         Raises:
             ProtocolError: the framing is broken, or there is more than the body.
         """
-        if not self._rest and not self._left:
-            # One whole chunk, the common case of a streamed event.
-            end = data.find(b"\r\n", 0, 32)
-            if end > 0 and self._trailers < 0:
-                size = _chunk_size(data[:end])
-                if size and len(data) == end + size + 4 and data.endswith(b"\r\n"):
-                    return data[end + 2 : -2]
-        return self._feed(data)
+        if self.aligned:
+            size = len(data)
+            line = CHUNK_LINES[size] if size < _LENGTHS else b""
+            at = len(line)
+            if line and data[:at] == line and data[-2:] == _CRLF:
+                return data[at:-2]
+            # Several whole chunks, without a line's end inside, as those of streamed events are.
+            parts = data.split(_CRLF)
+            rest = parts.pop()
+            chunks = parts[1::2]
+            if not rest and parts[::2] == [b"%x" % len(chunk) for chunk in chunks] and all(chunks[:-1]):
+                if chunks and not chunks[-1]:
+                    self.done = True
+                    self.aligned = False
+                return b"".join(chunks)
+        payload = self._feed(data)
+        self.aligned = not self._rest and not self._left and self._trailers < 0
+        return payload
 
     def _feed(self, data: bytes) -> bytes:
         if self._rest:
