@@ -71,7 +71,6 @@ class Inference:
         self._cors = cors
         self._tracing = stages.tracing
         self._content_of = frozenset(settings.debug.log_content_of)
-        self._loop = asyncio.get_running_loop()
         self._patience = {priority: _patience(settings.timeouts, priority) for priority in PRIORITIES}
         self._whole = _patience(settings.timeouts, None)
         self.active: set[Exchange] = set()
@@ -175,11 +174,11 @@ class Inference:
             fields.append(b"Connection: close\r\n")
         patience = self._patience[exchange.tenant.priority] if exchange.stream else self._whole
         relay: Relay
+        sink = exchange.content or client
         events = endpoint.events
         if exchange.stream and events is not None:
             relay = StreamRelay(
-                exchange.content or client,
-                self._loop,
+                sink,
                 fields=b"".join(fields),
                 patience=patience,
                 observer=series,
@@ -188,14 +187,7 @@ class Inference:
                 chunked=chunked,
             )
         else:
-            relay = Relay(
-                exchange.content or client,
-                self._loop,
-                fields=b"".join(fields),
-                patience=patience,
-                observer=series,
-                chunked=chunked,
-            )
+            relay = Relay(sink, b"".join(fields), patience, series, chunked)
         client.relay = exchange.relay = relay
         if client.paused_at:
             # The answer before is not read yet.
@@ -256,7 +248,7 @@ def _refusal(relay: Relay, failure: ErrorCode | None) -> ApiError | None:
         headers = {"Retry-After": "1"} if status_of(failure) == 503 else None
         return ApiError(failure, message_of(failure), headers=headers)
     if relay.head is not None and relay.head.status != 200:
-        return engine_refusal(relay.head.status, relay.error_body)
+        return engine_refusal(relay.head.status, relay.body)
     return None
 
 

@@ -26,11 +26,13 @@ class ChoicesFilter(OpenAIFilter):
         # The short way does not look at which answer an event belongs to.
         return False
 
-    def _with_usage(self, event: bytes, at: int) -> bytes:
-        out = super()._with_usage(event, at)
-        index, counts = _INDEX.search(event), super().usage()
-        if counts is not None:
-            self._counts[int(index.group(1)) if index else -1] = counts
+    def _event(self, event: bytes) -> bytes:
+        before = self.latest
+        out = super()._event(event)
+        if self.latest is not before:
+            index, counts = _INDEX.search(event), super().usage()
+            if counts is not None:
+                self._counts[int(index.group(1)) if index else -1] = counts
         return out
 
     def usage(self) -> TokenCounts | None:

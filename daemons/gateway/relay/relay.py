@@ -11,13 +11,15 @@ from typing import Protocol
 
 from daemons.gateway.errors import ErrorCode
 from daemons.gateway.relay.http1 import ProtocolError, ResponseHead
-from daemons.gateway.relay.sse import TokenCounts, UsageScan
-from daemons.gateway.relay.upstream import EngineConnection, Receive
+from daemons.gateway.relay.sse import TokenCounts, UsageScan, usage_in
+from daemons.gateway.relay.upstream import EngineConnection
 
 _COLLECT = 262144
 """An answer up to this size is collected, so that it reaches the client whole or not at all."""
 _MAX_ERROR = 65536
-_PLAIN_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: "
+_PLAIN_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n%b%b\r\n"
+_WHOLE = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n%b"
+_JSON = b"application/json"
 
 
 class Observer(Protocol):
@@ -66,7 +68,7 @@ class Relay:
         head: head of the latest answer.
         failure: why the latest attempt failed; None while it runs and after success.
         detail: the failure in the engine's or the system's words, for the log.
-        error_body: body of an answer with a status other than 200.
+        body: body of an answer that was collected whole, or of one with a status other than 200.
         opened: the response head went to the client.
         answered: part of an answer went to the client, so that no other engine may take over.
         bytes_out: bytes written to the client.
@@ -84,16 +86,15 @@ class Relay:
         "_connection",
         "_done",
         "_fields",
-        "_loop",
         "_observer",
         "_patience",
         "_refused",
         "_scan",
         "_started",
         "answered",
+        "body",
         "bytes_out",
         "detail",
-        "error_body",
         "failure",
         "first_at",
         "head",
@@ -106,8 +107,6 @@ class Relay:
     def __init__(
         self,
         client: Client,
-        loop: asyncio.AbstractEventLoop,
-        *,
         fields: bytes,
         patience: Patience,
         observer: Observer,
@@ -120,22 +119,21 @@ class Relay:
             chunked: False for a client of HTTP/1.0, whose answer ends with its connection.
         """
         self._client = client
-        self._loop = loop
         self._fields = fields
         self._patience = patience
         self._observer = observer
         self._chunked = chunked
         self._connection: EngineConnection | None = None
-        self._done: asyncio.Future[None] | None = None
-        self._refused = False
-        self._collected: list[bytes] = []
-        self._collected_size = 0
-        self._scan = UsageScan()
+        self._done: asyncio.Future[None]
+        self._refused: bool
+        self._collected: list[bytes]
+        self._collected_size: int
+        self._scan: UsageScan | None = None
         self._started = monotonic()
         self.head: ResponseHead | None = None
         self.failure: ErrorCode | None = None
         self.detail = ""
-        self.error_body = b""
+        self.body = b""
         self.opened = False
         self.answered = False
         self.paused = False
@@ -148,16 +146,14 @@ class Relay:
             self._forget_attempt()
         self._connection = connection
         self.sent_at = monotonic()
-        self._done = self._loop.create_future()
+        self._done = done = asyncio.get_running_loop().create_future()
         connection.send(request, self)
         if self.paused:
             connection.transport.pause_reading()
-        return self._done
+        return done
 
     def _forget_attempt(self) -> None:
-        self.head, self.failure, self.detail, self.error_body = None, None, "", b""
-        self._refused = False
-        self._collected, self._collected_size = [], 0
+        self.head, self.failure, self.detail, self.body = None, None, "", b""
         self.first_at = self.last_at = 0.0
 
     def fail(self, code: ErrorCode, detail: str) -> None:
@@ -174,7 +170,7 @@ class Relay:
 
     def usage(self) -> TokenCounts | None:
         """Tokens as the engine counted them so far."""
-        return self._scan.usage()
+        return self._scan.usage() if self._scan is not None else usage_in(self.body)
 
     def silence(self, now: float) -> float:
         """Seconds since the engine last said something, or was asked."""
@@ -210,6 +206,7 @@ class Relay:
     def response_began(self, head: ResponseHead) -> None:
         self.head = head
         self._refused = head.status != 200
+        self._collected, self._collected_size = [], 0
 
     def body_received(self, data: bytes, last: bool) -> None:
         now = monotonic()
@@ -220,7 +217,7 @@ class Relay:
         if self._refused:
             if self._collected_size <= _MAX_ERROR:
                 self._collected.append(data)
-        elif self.opened:
+        elif self._scan is not None:
             self._scan.feed(data)
             self._write_piece(data)
         else:
@@ -228,21 +225,27 @@ class Relay:
             if self._collected_size > _COLLECT:
                 self._forward_collected()
 
-    def shortcut(self, otherwise: Receive) -> Receive | None:
+    def whole_received(self, head: ResponseHead, body: bytes) -> None:
+        self.head = head
+        self.first_at = self.last_at = monotonic()
+        self._connection = None
+        if head.status == 200:
+            self._deliver(head, body)
+        elif len(body) <= _MAX_ERROR:
+            self.body = body
+        self._conclude()
+
+    def shortcut(self) -> asyncio.Protocol | None:
         return None
 
     def response_ended(self) -> None:
         self._connection = None
         if self._refused:
-            self.error_body = b"".join(self._collected)
-        elif self.opened:
+            self.body = b"".join(self._collected)
+        elif self._scan is not None:
             self._write_end()
-        else:
-            body = self._collected[0] if len(self._collected) == 1 else b"".join(self._collected)
-            self._scan.feed(body, last=True)
-            self._observer.first(self.first_at - self.sent_at)
-            self.opened = self.answered = True
-            self._write(b"".join((self._plain_head(b"Content-Length: %d\r\n" % len(body)), body)))
+        elif self.head is not None:
+            self._deliver(self.head, b"".join(self._collected))
         self._conclude()
 
     def response_failed(self, error: Exception) -> None:
@@ -264,21 +267,27 @@ class Relay:
             self._client.transport.abort()
 
     def _conclude(self) -> None:
-        if self._done is not None and not self._done.done():
+        if not self._done.done():
             self._done.set_result(None)
 
+    def _deliver(self, head: ResponseHead, body: bytes) -> None:
+        """Send a whole answer."""
+        self.body = body
+        self._observer.first(self.first_at - self.sent_at)
+        self.opened = self.answered = True
+        self._write(_WHOLE % (head.content_type or _JSON, len(body), self._fields, body))
+
     def _forward_collected(self) -> None:
+        """Send what there is of a large answer; the rest follows as it comes."""
         body, self._collected = b"".join(self._collected), []
+        self._scan = UsageScan()
         self._scan.feed(body)
         self._observer.first(self.first_at - self.sent_at)
         self.opened = self.answered = True
-        self._write(self._plain_head(b"Transfer-Encoding: chunked\r\n" if self._chunked else b""))
-        self._write_piece(body)
-
-    def _plain_head(self, framing: bytes) -> bytes:
         kind = self.head.content_type if self.head else b""
-        kind = kind or b"application/json"
-        return b"".join((_PLAIN_HEAD, kind, b"\r\n", framing, self._fields, b"\r\n"))
+        framing = b"Transfer-Encoding: chunked\r\n" if self._chunked else b""
+        self._write(_PLAIN_HEAD % (kind or _JSON, framing, self._fields))
+        self._write_piece(body)
 
     def _write_piece(self, data: bytes) -> None:
         self._write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)

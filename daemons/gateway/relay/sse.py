@@ -15,13 +15,17 @@ MAX_EVENT = 16 * 1024 * 1024
 """Bytes of one event; logprobs over a large vocabulary come near a megabyte."""
 
 # Quotes inside JSON strings are escaped, so that these bytes can only be a key of the event itself.
-USAGE_KEY = b',"usage":{'
-_USAGE = re.compile(rb',"usage":(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+_USAGE_KEY = b',"usage":{'
+USAGE_AFTER_CHOICES = b'}],"usage":{'
+_ANY_USAGE_KEY = b'"usage":{'
+# A JSON object with no more than one object inside another.
+_OBJECT = re.compile(rb"\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
 _EMPTY_CHOICES = b'"choices":[]'
-_BRACE = ord("{")
+_OPEN = ord("{")
+_BLANK = b"\n\n"
 
 
-class TokenCounts(msgspec.Struct, frozen=True):
+class TokenCounts(msgspec.Struct, frozen=True, gc=False):
     """Tokens of a request as the engine counted them."""
 
     prompt: int = 0
@@ -30,11 +34,11 @@ class TokenCounts(msgspec.Struct, frozen=True):
     completion: int = 0
 
 
-class _Details(msgspec.Struct):
+class _Details(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     input_tokens: int | None = None
@@ -65,6 +69,29 @@ def read_usage(raw: bytes) -> TokenCounts | None:
     return TokenCounts(prompt, cached, usage.completion_tokens or usage.output_tokens or 0)
 
 
+def usage_in(data: bytes, key: bytes = _ANY_USAGE_KEY) -> TokenCounts | None:
+    """The counts in the last ``usage`` object of `data`, found by `key`."""
+    raw = _part_usage(data, key)[1]
+    return read_usage(raw) if raw else None
+
+
+def _part_usage(data: bytes, key: bytes) -> tuple[bytes, bytes, bytes]:
+    """What stands before the last ``usage`` object of `data`, the object, and what follows it.
+
+    The object is empty where there is none, or not all of it.
+    """
+    before, found, after = data.rpartition(key)
+    if not found:
+        return data, b"", b""
+    flat, end, rest = after.partition(b"}")
+    if end and _OPEN not in flat:
+        return before, b"{" + flat + b"}", rest
+    match = _OBJECT.match(data, len(before) + len(key) - 1)
+    if match is None:
+        return data, b"", b""
+    return before, match.group(), data[match.end() :]
+
+
 class EventFilter:
     """Splits a stream into events; subclasses say what becomes of each.
 
@@ -88,18 +115,14 @@ class EventFilter:
         Raises:
             ProtocolError: an event is larger than `MAX_EVENT`.
         """
-        if not self._rest and 0 <= data.find(b"\n\n") == len(data) - 2:
-            return self._event(data)
-        return self._split(data)
-
-    def _split(self, data: bytes) -> bytes:
-        events = (self._rest + data).split(b"\n\n")
-        self._rest = events.pop()
-        if len(self._rest) > MAX_EVENT:
+        events = (self._rest + data).split(_BLANK) if self._rest else data.split(_BLANK)
+        self._rest = rest = events.pop()
+        if len(rest) > MAX_EVENT:
             raise ProtocolError("oversized event")
-        return b"".join([self._event(event + b"\n\n") for event in events])
+        return self._event(events[0]) if len(events) == 1 else b"".join([self._event(e) for e in events])
 
     def _event(self, event: bytes) -> bytes:
+        """What the client gets of an event, which is given without its blank line."""
         raise NotImplementedError
 
     def usage(self) -> TokenCounts | None:
@@ -132,34 +155,33 @@ class OpenAIFilter(EventFilter):
         return not self._keep_all and not self._rest
 
     def _event(self, event: bytes) -> bytes:
-        at = event.rfind(USAGE_KEY)
-        if at > 0:
-            return self._with_usage(event, at)
+        before, _, usage = event.rpartition(USAGE_AFTER_CHOICES)
+        if before and usage[-2:] == b"}}" and _OPEN not in usage:
+            # Choices and plain numbers, as most events end.
+            self.events += 1
+            self.latest = event
+            return event + _BLANK if self._keep_all else before + b"}]}\n\n"
         if event.startswith(b"data: [DONE]"):
             # vLLM says it after an error too; the client must not take that for an end.
             self.complete = self.error is None
-            return event if self.complete else b""
+            return event + _BLANK if self.complete else b""
         if event.startswith(b'data: {"error"'):
             self.error = event
             return b""
+        before, usage, after = _part_usage(event, _USAGE_KEY)
+        if usage:
+            self.events += 1
+            self.latest = event
+            if _EMPTY_CHOICES in before:
+                return event + _BLANK if self._keep_final else b""
+            return event + _BLANK if self._keep_all else before + after + _BLANK
         if not event.startswith(b":"):
             self.events += 1
-        return event
-
-    def _with_usage(self, event: bytes, at: int) -> bytes:
-        self.events += 1
-        match = _USAGE.match(event, at)
-        if match is None:
-            return event
-        self.latest = event
-        if event.find(_EMPTY_CHOICES, 0, at) > 0:
-            return event if self._keep_final else b""
-        return event if self._keep_all else event[:at] + event[match.end() :]
+        return event + _BLANK
 
     def usage(self) -> TokenCounts | None:
         """The latest counts the engine gave."""
-        match = _USAGE.match(self.latest, self.latest.rfind(USAGE_KEY)) if self.latest else None
-        return read_usage(match.group(1)) if match else None
+        return usage_in(self.latest, _USAGE_KEY)
 
 
 class NamedFilter(EventFilter):
@@ -171,7 +193,7 @@ class NamedFilter(EventFilter):
         counted: names of the events that tell usage; others may repeat what the client sent under that name.
     """
 
-    __slots__ = ("_content", "_counted", "_ends", "_pieces", "_usages")
+    __slots__ = ("_content", "_counted", "_ends", "_pieces", "_usage")
 
     def __init__(
         self, *, ends: frozenset[bytes], content: tuple[bytes, ...], counted: frozenset[bytes]
@@ -181,10 +203,10 @@ class NamedFilter(EventFilter):
         self._content = content
         self._counted = counted
         self._pieces = 0
-        self._usages: list[bytes] = []
+        self._usage = b""
 
     def _event(self, event: bytes) -> bytes:
-        name = event[7 : event.find(b"\n")].strip() if event.startswith(b"event: ") else b""
+        name = event[7:].partition(b"\n")[0].strip() if event.startswith(b"event: ") else b""
         if name == b"error" or event.startswith((b'data: {"error"', b'data: {"type":"error"')):
             self.error = event
             return b""
@@ -193,22 +215,19 @@ class NamedFilter(EventFilter):
         if name.startswith(self._content):
             self._pieces += 1
         elif name in self._counted:
-            self._usages = [found.group(1) for found in _ANY_USAGE.finditer(event)][-1:] or self._usages
+            self._usage = _part_usage(event, _ANY_USAGE_KEY)[1] or self._usage
         if name in self._ends:
             self.complete = self.error is None
-        return event
+        return event + _BLANK
 
     def usage(self) -> TokenCounts | None:
         """The latest counts the engine gave; for an answer cut short, one token for every piece of it."""
-        latest = read_usage(self._usages[-1]) if self._usages else None
+        latest = read_usage(self._usage) if self._usage else None
         if self.complete:
             return latest
         if latest is None:
             return TokenCounts(completion=self._pieces) if self._pieces else None
         return TokenCounts(latest.prompt, latest.cached, max(latest.completion, self._pieces))
-
-
-_ANY_USAGE = re.compile(rb'"usage":(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 
 
 def responses_filter() -> NamedFilter:
@@ -245,21 +264,11 @@ class UsageScan:
         self._tail = b""
         self._raw = b""
 
-    def feed(self, data: bytes, *, last: bool = False) -> None:
-        """Look at the next piece; nothing follows the `last` one."""
-        window = self._tail + data if self._tail else data
-        before, key, after = window.rpartition(b'"usage":{')
-        if key:
-            # Most often it holds numbers alone; else what is nested in it has to be counted.
-            flat = after[: after.find(b"}") + 1]
-            match = None
-            if _BRACE in flat or not flat:
-                match = _ANY_USAGE.match(window, len(before))
-            if match is not None:
-                self._raw = match.group(1)
-            elif flat and _BRACE not in flat:
-                self._raw = b"{" + flat
-        self._tail = b"" if last else window[-self._OVERLAP :]
+    def feed(self, data: bytes) -> None:
+        """Look at the next piece."""
+        window = self._tail + data
+        self._raw = _part_usage(window, _ANY_USAGE_KEY)[1] or self._raw
+        self._tail = window[-self._OVERLAP :]
 
     def usage(self) -> TokenCounts | None:
         """The counts found."""

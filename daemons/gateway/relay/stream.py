@@ -5,10 +5,9 @@ from collections.abc import Callable
 from time import monotonic
 
 from daemons.gateway.errors import ErrorCode
-from daemons.gateway.relay.http1 import ProtocolError, ResponseHead
+from daemons.gateway.relay.http1 import CHUNK_LINES, ProtocolError, ResponseHead
 from daemons.gateway.relay.relay import Client, Observer, Patience, Relay
-from daemons.gateway.relay.sse import USAGE_KEY, EventFilter, OpenAIFilter, TokenCounts
-from daemons.gateway.relay.upstream import Receive
+from daemons.gateway.relay.sse import USAGE_AFTER_CHOICES, EventFilter, OpenAIFilter, TokenCounts
 
 ErrorEvent = Callable[[ErrorCode], bytes]
 """Makes the event that tells a stream's reader of a failure, in the API's own form."""
@@ -19,21 +18,18 @@ _HEAD = (
 )
 _CHUNKED = b"Transfer-Encoding: chunked\r\n"
 _END = b"0\r\n\r\n"
-_SIZES = 4096
+_SIZES = len(CHUNK_LINES)
 _SIZE_LINES = [b"%x\r\n" % size for size in range(_SIZES)]
-_CHUNK_LINES = [b"-"] * 64 + [b"%x" % (n - 5 - (n > 20) - (n > 262)) for n in range(64, _SIZES)]
-"""What a chunk's first line says, by the length of all of it. None with usage is shorter than 64."""
-_EVENT_LINES = [b"%x\r\n" % (size + 3) for size in range(_SIZES)]
-"""What a chunk begins with whose event had so many bytes before its usage."""
-_CRLF = b"\r\n"
-_OPEN, _CLOSE, _NEWLINE = b"{}\n"
+_EVENT_LINES = [b"%x\r\n" % (size + 5) for size in range(_SIZES)]
+"""What a chunk begins with whose event had so many bytes before the end of its choices."""
+_OPEN, _NEWLINE = b"{\n"
 _USAGE_END = b"}}\n\n\r\n"
-_EVENT_END = b"}\n\n\r\n"
+_EVENT_END = b"}]}\n\n\r\n"
 _COMMENT = b": keep-alive\n\n"
 
 
-class StreamRelay(Relay):
-    """A `Relay` for server-sent events.
+class StreamRelay(Relay, asyncio.Protocol):
+    """A `Relay` for server-sent events; once they come, the event loop calls it in its connection's place.
 
     The response head waits for the first event, or for the first keep-alive comment: until then a failure
     keeps its status code, and after a comment another engine may still take over.
@@ -46,7 +42,6 @@ class StreamRelay(Relay):
         "_forward",
         "_gap",
         "_make_filter",
-        "_otherwise",
         "_stripped",
         "_written_at",
     )
@@ -54,7 +49,6 @@ class StreamRelay(Relay):
     def __init__(
         self,
         client: Client,
-        loop: asyncio.AbstractEventLoop,
         *,
         fields: bytes,
         patience: Patience,
@@ -64,16 +58,19 @@ class StreamRelay(Relay):
         chunked: bool,
     ) -> None:
         """As `Relay`; `events` makes a fresh filter for each attempt."""
-        super().__init__(client, loop, fields=fields, patience=patience, observer=observer, chunked=chunked)
+        super().__init__(client, fields, patience, observer, chunked)
         self._make_filter = events
         self._filter = events()
         self._gap = observer.gap
         self._stripped: OpenAIFilter
-        self._forward: Receive
-        self._otherwise: Receive
+        self._forward: Callable[[bytes], None]
         self._error_event = error_event
         self._written_at = self._started
         self._ended = False
+
+    def _forget_attempt(self) -> None:
+        super()._forget_attempt()
+        self._filter = self._make_filter()
 
     def usage(self) -> TokenCounts | None:
         return self._filter.usage()
@@ -87,8 +84,7 @@ class StreamRelay(Relay):
 
     def response_began(self, head: ResponseHead) -> None:
         super().response_began(head)
-        self._filter = self._make_filter()
-        if not self._refused and not head.content_type.startswith(b"text/event-stream"):
+        if not self._refused and not head.streams:
             self.fail(
                 ErrorCode.ENGINE_PROTOCOL_ERROR, "the engine answers a streaming request without a stream"
             )
@@ -119,32 +115,39 @@ class StreamRelay(Relay):
         if events.error is not None:
             self.fail(ErrorCode.ENGINE_ERROR, events.error[:2000].decode(errors="replace"))
 
-    def shortcut(self, otherwise: Receive) -> Receive | None:
+    def whole_received(self, head: ResponseHead, body: bytes) -> None:
+        self.response_began(head)
+        if self._connection is not None:
+            self.body_received(body, True)
+        if self._connection is not None:
+            self.response_ended()
+
+    def shortcut(self) -> asyncio.Protocol | None:
         events, transport = self._filter, self._client.transport
         if not (self.first_at and self._chunked and isinstance(events, OpenAIFilter) and events.strips):
             return None
         if transport is None:
             return None
-        self._stripped, self._forward, self._otherwise = events, transport.write, otherwise
-        return self._take_event
+        self._stripped, self._forward = events, transport.write
+        return self
 
-    def _take_event(self, data: bytes) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._connection is not None:
+            self._connection.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
         """Take a chunk that holds one event with choices that ends with its usage, as most do.
 
         Does what the general way would, in one call instead of a dozen; what looks different is left to that.
         """
-        head, _, usage = data.rpartition(USAGE_KEY)
-        line, _, event = head.partition(_CRLF)
         size = len(data)
-        if (
-            size >= _SIZES
-            or line != _CHUNK_LINES[size]
-            or usage[-6:] != _USAGE_END
-            or _OPEN in usage
-            or _NEWLINE in event
-            or head[-2] != _CLOSE
-        ):
-            self._otherwise(data)
+        line = CHUNK_LINES[size] if size < _SIZES else b""
+        begin, _, usage = data.rpartition(USAGE_AFTER_CHOICES)
+        at = len(line)
+        event = begin[at:]
+        if not line or begin[:at] != line or usage[-6:] != _USAGE_END or _OPEN in usage or _NEWLINE in event:
+            if self._connection is not None:
+                self._connection.data_received(data)
             return
         now = monotonic()
         self._gap(now - self.last_at)

@@ -1,7 +1,6 @@
 """A connection to an engine: one request at a time, its answer handed on as it arrives."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Protocol, cast
 
 from daemons.gateway.relay.http1 import (
@@ -23,10 +22,14 @@ class Sink(Protocol):
     def body_received(self, data: bytes, last: bool) -> None:
         """The next piece of the body, its transfer coding removed; never empty, `last` if none follows."""
 
-    def shortcut(self, otherwise: "Receive") -> "Receive | None":
-        """What takes the next pieces as they come off the wire, from a chunk boundary on, if anything.
+    def whole_received(self, head: ResponseHead, body: bytes) -> None:
+        """All of an answer has arrived at once, instead of the calls above and of `response_ended`."""
 
-        It hands to `otherwise` all that is not one whole chunk, and the last chunk.
+    def shortcut(self) -> asyncio.Protocol | None:
+        """What the event loop may call with the next pieces, from a chunk boundary on, if anything.
+
+        It hands to the connection all that is not one whole chunk, the last chunk, and the news that the
+        connection is lost.
         """
 
     def response_ended(self) -> None:
@@ -34,9 +37,6 @@ class Sink(Protocol):
 
     def response_failed(self, error: Exception) -> None:
         """The answer will not be completed: `ProtocolError`, or `OSError` when the connection was lost."""
-
-
-Receive = Callable[[bytes], None]
 
 
 class Home(Protocol):
@@ -53,7 +53,6 @@ class EngineConnection(asyncio.Protocol):
     """A client connection, owned by its `Home` while idle.
 
     Attributes:
-        data_received: takes what arrives; the event loop calls what it found here when it was last told.
         transport: the transport, set once connected.
         used: answers completed on this connection.
         idle_since: loop time since which it is idle.
@@ -64,8 +63,8 @@ class EngineConnection(asyncio.Protocol):
         "_head",
         "_home",
         "_keep_alive",
+        "_shortcut",
         "_sink",
-        "data_received",
         "idle_since",
         "transport",
         "used",
@@ -77,7 +76,7 @@ class EngineConnection(asyncio.Protocol):
         self._head = b""
         self._body: LengthBody | ChunkedBody | None = None
         self._keep_alive = True
-        self.data_received: Receive = self._receive  # type: ignore[assignment]
+        self._shortcut: asyncio.Protocol | None = None
         self.transport: asyncio.Transport
         self.used = 0
         self.idle_since = 0.0
@@ -86,6 +85,8 @@ class EngineConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        # Whatever the transport were told to call now, it would keep.
+        self._shortcut = None
         self._home.forget(self)
         self._fail(exc or ConnectionResetError("the engine closed the connection"))
 
@@ -97,15 +98,16 @@ class EngineConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Drop the connection; the engine takes that as the end of the request. The sink hears no more."""
         self._sink = None
-        self._receive_with(self._receive)
+        self._take(None)
         self.transport.abort()
 
-    def _receive_with(self, receive: Receive) -> None:
-        if receive != self.data_received:
-            self.data_received = receive
-            self.transport.set_protocol(self)
+    def _take(self, shortcut: asyncio.Protocol | None) -> None:
+        """Have the event loop call `shortcut` instead of this connection, or this one again."""
+        if shortcut is not self._shortcut:
+            self._shortcut = shortcut
+            self.transport.set_protocol(shortcut or self)
 
-    def _receive(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         sink = self._sink
         if sink is None:
             # Nothing was asked: whatever this is, it must not become somebody's answer.
@@ -120,26 +122,19 @@ class EngineConnection(asyncio.Protocol):
         except ProtocolError as error:
             self._fail(error)
             return
-        if payload:
-            sink.body_received(payload, body.done)
-        if body.done:
-            self._finish()
-        elif self._sink is not None:
-            shortcut = sink.shortcut(self._receive) if body.aligned else None
-            self._receive_with(shortcut or self._receive)
+        self._hand_on(payload, body, sink)
 
     def _receive_head(self, data: bytes, sink: Sink) -> None:
         if self._head:
             data = self._head + data
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
+        lines, end, rest = data.partition(b"\r\n\r\n")
+        if not end:
             if len(data) > MAX_HEAD:
                 raise ProtocolError("oversized response head")
             self._head = data
             return
-        head = parse_head(data[:end])
+        head = parse_head(lines)
         self._head = b""
-        rest = data[end + 4 :]
         if head.status < 200:
             if head.status == 101:
                 raise ProtocolError("the engine switches protocols unasked")
@@ -148,29 +143,32 @@ class EngineConnection(asyncio.Protocol):
             return
         self._keep_alive = head.keep_alive
         if rest and len(rest) == head.length:
-            self._receive_whole(head, rest, sink)
+            sink.whole_received(head, rest)
+            if self._sink is not None:
+                self._free()
             return
         body = ChunkedBody() if head.length is None else LengthBody(head.length)
         self._body = body
         payload = body.feed(rest) if rest else b""
         sink.response_began(head)
-        if payload and self._sink is not None:
-            sink.body_received(payload, body.done)
-        if body.done:
-            self._finish()
-
-    def _receive_whole(self, head: ResponseHead, body: bytes, sink: Sink) -> None:
-        """The common answer in one piece, which came with its head."""
-        sink.response_began(head)
         if self._sink is not None:
-            sink.body_received(body, True)
-        self._finish()
+            self._hand_on(payload, body, sink)
 
-    def _finish(self) -> None:
-        sink, self._sink, self._body = self._sink, None, None
-        self._receive_with(self._receive)
-        if sink is None:
+    def _hand_on(self, payload: bytes, body: LengthBody | ChunkedBody, sink: Sink) -> None:
+        if payload:
+            sink.body_received(payload, body.done)
+        if self._sink is None:
             return
+        if not body.done:
+            self._take(sink.shortcut() if body.aligned else None)
+            return
+        self._take(None)
+        self._free()
+        sink.response_ended()
+
+    def _free(self) -> None:
+        """The answer is complete, and the connection ready for another request if it can carry one."""
+        self._sink = self._body = None
         self.used += 1
         if self._keep_alive:
             # The last piece may have been more than its client could take.
@@ -178,11 +176,10 @@ class EngineConnection(asyncio.Protocol):
             self._home.release(self)
         else:
             self.transport.close()
-        sink.response_ended()
 
     def _fail(self, error: Exception) -> None:
         sink, self._sink = self._sink, None
-        self._receive_with(self._receive)
+        self._take(None)
         self.transport.abort()
         if sink is not None:
             sink.response_failed(error)

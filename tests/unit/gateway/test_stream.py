@@ -27,14 +27,18 @@ class _Transport:
     def __init__(self) -> None:
         self.written: list[bytes] = []
         self.write = self.written.append
-
         self.reads = True
+        self.protocol: asyncio.Protocol
 
     def abort(self) -> None:
         """Nothing to cut."""
 
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """The tests call the protocol themselves."""
+    def set_protocol(self, protocol: asyncio.Protocol) -> None:
+        self.protocol = protocol
+
+    def receives(self, data: bytes) -> None:
+        """`data` comes off the wire."""
+        self.protocol.data_received(data)
 
     def pause_reading(self) -> None:
         self.reads = False
@@ -57,6 +61,14 @@ class _Home:
         """Nobody kept it."""
 
 
+def connected(engine: _Transport) -> EngineConnection:
+    """A connection to an engine."""
+    connection = EngineConnection(_Home())
+    engine.set_protocol(connection)
+    connection.connection_made(cast("asyncio.Transport", engine))
+    return connection
+
+
 def _chunks(events: list[bytes]) -> list[bytes]:
     return [b"%x\r\n%b\r\n" % (len(event), event) for event in events]
 
@@ -69,7 +81,6 @@ def streamed(client: _Client, series: Series, make: Callable[[], EventFilter] = 
     """A relay of a stream."""
     return StreamRelay(
         client,
-        asyncio.get_running_loop(),
         fields=b"",
         patience=PATIENCE,
         observer=series,
@@ -86,13 +97,11 @@ def relayed(
     """What a client gets of an answer that arrives in `pieces`, its framing removed."""
 
     async def run() -> tuple[bytes, StreamRelay]:
-        client = _Client()
+        client, engine = _Client(), _Transport()
         relay = streamed(client, Series(), make)
-        connection = EngineConnection(_Home())
-        connection.connection_made(cast("asyncio.Transport", _Transport()))
-        relay.begin(connection, b"")
+        relay.begin(connected(engine), b"")
         for piece in (HEAD, *pieces):
-            connection.data_received(piece)
+            engine.receives(piece)
         written = b"".join(client.sent.written)
         assert relay.bytes_out == len(written)
         body = ChunkedBody()
@@ -102,41 +111,36 @@ def relayed(
 
 
 async def test_gaps_are_those_of_the_engine_and_none_is_lost() -> None:
-    client, series, stub = _Client(), Series(), _Transport()
+    client, series, engine = _Client(), Series(), _Transport()
     relay = streamed(client, series)
-    connection = EngineConnection(_Home())
-    connection.connection_made(cast("asyncio.Transport", stub))
-    relay.begin(connection, b"")
-    connection.data_received(HEAD)
+    relay.begin(connected(engine), b"")
+    engine.receives(HEAD)
     (piece,) = _chunks([START + b'"a"}}],"usage":{"completion_tokens":1}}\n\n'])
 
     def counted() -> float:
         return series.inter_token.buckets()[-1][1]
 
     for _ in range(5):
-        connection.data_received(piece)
+        engine.receives(piece)
     assert counted() == 4
-    connection.data_received(piece)
+    engine.receives(piece)
     before = series.inter_token.total
     relay.client_paused()
     await asyncio.sleep(0.05)
     relay.client_resumed()
-    connection.data_received(piece)
+    engine.receives(piece)
     assert counted() == 6
     assert series.inter_token.total - before < 0.05
 
 
 def plain(client: _Client) -> Relay:
     """A relay of an answer that is no stream."""
-    loop = asyncio.get_running_loop()
-    return Relay(client, loop, fields=b"", patience=PATIENCE, observer=Series(), chunked=True)
+    return Relay(client, fields=b"", patience=PATIENCE, observer=Series(), chunked=True)
 
 
 async def test_a_client_that_cannot_take_the_last_piece_stops_nobody_elses_answer() -> None:
     client, engine = _Client(), _Transport()
     relay = plain(client)
-    connection = EngineConnection(_Home())
-    connection.connection_made(cast("asyncio.Transport", engine))
     paused_while_sending: list[bool] = []
 
     def write(_: bytes) -> None:
@@ -144,10 +148,10 @@ async def test_a_client_that_cannot_take_the_last_piece_stops_nobody_elses_answe
         paused_while_sending.append(not engine.reads)
 
     client.sent.write = write
-    relay.begin(connection, b"")
+    relay.begin(connected(engine), b"")
     body = b"x" * 300_000
-    connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body[:1000])
-    connection.data_received(body[1000:])
+    engine.receives(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body[:1000])
+    engine.receives(body[1000:])
     assert paused_while_sending[0]
     assert relay.answered
     assert engine.reads
@@ -157,9 +161,7 @@ async def test_an_answer_to_a_client_that_has_the_one_before_to_read_waits() -> 
     client, engine = _Client(), _Transport()
     relay = plain(client)
     relay.client_paused()
-    connection = EngineConnection(_Home())
-    connection.connection_made(cast("asyncio.Transport", engine))
-    relay.begin(connection, b"")
+    relay.begin(connected(engine), b"")
     assert not engine.reads
     relay.client_resumed()
     assert engine.reads
@@ -203,7 +205,8 @@ def test_whole_chunks_and_pieces_of_any_size_give_the_client_the_same(
         last = TokenCounts(9, 0, 99)
     whole = _chunks([*sent, b"data: [DONE]\n\n"])
     expected += b"data: [DONE]\n\n"
-    for pieces in (whole, split(b"".join(whole), places)):
+    several = [b"".join(whole[at : at + 3]) for at in range(0, len(whole), 3)]
+    for pieces in (whole, several, split(b"".join(whole), places)):
         got, relay = relayed([*pieces, b"0\r\n\r\n"])
         assert got == expected
         assert relay.failure is None
@@ -219,8 +222,10 @@ def test_each_event_without_a_choice_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("off", [-1, 1, 16])
-def test_a_chunk_of_another_size_than_it_says_ends_the_stream_with_an_error(off: int) -> None:
-    told = [{"choices": [{"t": "a"}], "usage": {"completion_tokens": n}} for n in range(3)]
+@pytest.mark.parametrize("text", ["a", "a" * 193])
+def test_a_chunk_of_another_size_than_it_says_ends_the_stream_with_an_error(off: int, text: str) -> None:
+    """Also where no chunk has that length, as 255 octets that are said to be 256."""
+    told = [{"choices": [{"t": text}], "usage": {"completion_tokens": n}} for n in range(3)]
     chunks = _chunks([*map(_event, told), b"data: [DONE]\n\n"])
     size, _, rest = chunks[1].partition(b"\r\n")
     chunks[1] = b"%x\r\n%b" % (int(size, 16) + off, rest)
