@@ -240,7 +240,11 @@ def _conclude(relay: Relay, failure: ErrorCode | None) -> ErrorCode | None:
     if relay.opened:
         relay.close_with(error.code)
         return error.code
-    raise error
+    try:
+        raise error
+    finally:
+        # Its traceback holds this frame, and that all of the request.
+        del error
 
 
 def _refusal(relay: Relay, failure: ErrorCode | None) -> ApiError | None:
