@@ -6,11 +6,13 @@ import resource
 import secrets
 import sys
 from argparse import SUPPRESS, Namespace
+from pathlib import Path
 
 from daemons.gateway import reload, settings, succession
 from daemons.gateway.gateway import Gateway, require_tracing
 from daemons.gateway.master import START_SECONDS, Master, die_with_parent, handed_sockets
 from daemons.gateway.tenants.keys import KeyFolder, KeyRing
+from daemons.gateway.tenants.shared import RedisServer
 from daemons.runtime import cli, lifecycle, sockets
 from daemons.runtime.credentials import Credentials
 
@@ -40,6 +42,9 @@ def _check(options: Namespace) -> str:
     loaded = settings.load(options.config)
     keys = KeyFolder(loaded.keys, KeyRing()).check()
     require_tracing(loaded.tracing)
+    if loaded.shared_limits is not None:
+        # Says whether its client is installed; connects to nothing.
+        RedisServer(loaded.shared_limits, None)
     engines, keyed = cli.counted(len(loaded.engines), "engine"), cli.counted(len(keys), "key")
     return f"{options.config} is good: {engines}, {keyed}"
 
@@ -51,11 +56,18 @@ def _run(options: Namespace) -> int:
         "http": handed.get("http") or [sockets.listen_tcp(loaded.listen, "listen")],
         "metrics": handed.get("metrics") or [sockets.listen_tcp(loaded.metrics, "metrics")],
     }
-    # Not resolved: after an upgrade the same path leads to the new release.
-    command = [sys.executable, "-m", "daemons.gateway", "--worker"]
-    command += ["--config", str(options.config), "--log-level", options.log_level]
+    command = [*_this_command(), "--worker", "--config", str(options.config), "--log-level", options.log_level]
     master = Master(command, held, loaded.timeouts.drain, lambda: settings.load(options.config))
     return lifecycle.run(master)
+
+
+def _this_command() -> list[str]:
+    """What started this process; after an upgrade the same path, not resolved, leads to the new release.
+
+    The interpreter does not: the script names that of its own release.
+    """
+    script = Path(sys.argv[0]).absolute()
+    return [str(script)] if script.name == _PROG else [sys.executable, "-m", "daemons.gateway"]
 
 
 def _work(options: Namespace) -> int:

@@ -316,6 +316,9 @@ def test_an_upgrade_under_load_breaks_nothing(host: Host, playbooks: Playbooks, 
     assert set(load.outcomes) == {"whole"}, load.outcomes
     assert host.sh("readlink /opt/llm/current") == "/opt/llm/releases/9.0.1"
     assert host.sh("readlink /opt/llm/vllm/current") == "/opt/llm/vllm/0.32.1"
+    # Not only the link: the gateway's worker is the new release's, too.
+    state = host.sh("curl -s --unix-socket /run/llm/gateway/admin.sock http://localhost/state")
+    assert json.loads(state)["version"] == "9.0.1"
     assert "with vLLM 0.32.1" in host.sh("systemctl show -p StatusText llm-engine@tiny-a")
 
 

@@ -60,8 +60,13 @@ def alive(pid: int) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def running(tmp_path: Path, engine: FakeEngine, *, keep_key: bool = False) -> AsyncIterator[Master]:
-    """A gateway in processes of its own, on free ports; with `keep_key` on the keys that are there."""
+async def running(
+    tmp_path: Path, engine: FakeEngine, *, keep_key: bool = False, program: Path | None = None
+) -> AsyncIterator[Master]:
+    """A gateway in processes of its own, on free ports; with `keep_key` on the keys that are there.
+
+    `program` is the command to run; by default the package.
+    """
     port, metrics = free_port(), free_port()
     if not keep_key:
         write_key(tmp_path / "keys.d", "team")
@@ -75,9 +80,9 @@ async def running(tmp_path: Path, engine: FakeEngine, *, keep_key: bool = False)
             }
         )
     )
-    command = [sys.executable, "-m", "daemons.gateway", "--config", str(config)]
+    command = [sys.executable, "-m", "daemons.gateway"] if program is None else [str(program)]
     process = await asyncio.create_subprocess_exec(
-        *command, env=os.environ | {"RUNTIME_DIRECTORY": str(tmp_path)}
+        *command, "--config", str(config), env=os.environ | {"RUNTIME_DIRECTORY": str(tmp_path)}
     )
     master = Master(process, port, metrics)
     try:

@@ -56,6 +56,36 @@ async def test_a_reload_refuses_nobody_and_breaks_no_stream(tmp_path: Path) -> N
         assert set(seen) == {200}
 
 
+def _release(tmp_path: Path, name: str) -> Path:
+    """A release whose command is, as pip writes it, a script that names its own interpreter."""
+    interpreter = tmp_path / name / "bin/python3"
+    interpreter.parent.mkdir(parents=True)
+    interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    interpreter.chmod(0o755)
+    script = interpreter.with_name("llm-gateway")
+    script.write_text(
+        f"#!/usr/bin/env {interpreter}\nimport sys\nfrom pathlib import Path\n"
+        "from daemons.gateway.__main__ import main\n"
+        f"if '--worker' in sys.argv:\n    Path({str(tmp_path / 'worker')!r}).write_text({name!r})\n"
+        "sys.exit(main())\n"
+    )
+    script.chmod(0o755)
+    return tmp_path / name
+
+
+async def test_a_reload_after_an_upgrade_starts_the_new_release(tmp_path: Path) -> None:
+    releases = [_release(tmp_path, "before"), _release(tmp_path, "after")]
+    current = tmp_path / "current"
+    current.symlink_to(releases[0])
+    program = current / "bin/llm-gateway"
+    async with FakeEngine(answer_chat) as engine, running(tmp_path, engine, program=program) as master:
+        assert (tmp_path / "worker").read_text() == "before"
+        (tmp_path / "next").symlink_to(releases[1])
+        (tmp_path / "next").replace(current)
+        await master.without(await master.reload())
+        assert (tmp_path / "worker").read_text() == "after"
+
+
 async def _reload_command(tmp_path: Path, pid: int) -> tuple[int | None, str]:
     """What ``ExecReload=`` of the unit runs; its exit status and what it says."""
     process = await asyncio.create_subprocess_exec(

@@ -1,5 +1,6 @@
 """The settings file and ``--check``: every fault with its place, exit 78."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,14 @@ def test_check_reads_the_keys_too(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "bad.yaml" in told
     assert "twin.yaml" in told
     assert "plain" not in told
+
+
+def test_check_says_that_the_client_of_shared_limits_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_key(tmp_path / "keys.d", "good")
+    path = _write(tmp_path, GOOD + "shared_limits: {url: 'redis://127.0.0.1:9/0'}\n")
+    assert main(["--config", str(path), "--check"]) == 0
+    monkeypatch.setitem(sys.modules, "redis", None)
+    assert main(["--config", str(path), "--check"]) == 78
+    assert "requirements/redis.txt" in capsys.readouterr().err
