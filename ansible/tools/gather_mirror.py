@@ -8,13 +8,16 @@ Models (``llm_mirror_models``) and packages (``llm_mirror_apt``) come from mirro
 
 import argparse
 import hashlib
+import re
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.markers import Marker
 
 REPO = Path(__file__).parents[2]
 KINDS = ("wheels", "archives", "python")
@@ -24,6 +27,26 @@ def locks(variant: str) -> list[Path]:
     """The locks whose packages a deployment installs."""
     # With redis.txt, the client of limits that several gateways share comes along.
     return [REPO / "requirements" / name for name in ("build.txt", "redis.txt", f"vllm-{variant}.txt")]
+
+
+def for_hosts(lock: str, python: str) -> str:
+    """A lock's text as hosts with any Python `python` (``3.11``) read it.
+
+    pip would decide by the Python that runs it, and hosts differ in the last digit: Debian 12 has 3.11.2.
+    """
+    versions = [f"{python}.{patch}" for patch in (0, 99)]
+    kept: list[str] = []
+    for entry in re.split(r"^(?=\S)", lock, flags=re.MULTILINE):
+        first, newline, hashes = entry.partition("\n")
+        requirement, condition, marker = first.removesuffix(" \\").partition(" ; ")
+        if not condition:
+            kept.append(entry)
+        elif any(
+            Marker(marker).evaluate({"python_version": python, "python_full_version": version})
+            for version in versions
+        ):
+            kept.append(f"{requirement} \\{newline}{hashes}")
+    return "".join(kept)
 
 
 def gather_wheels(folder: Path, variant: str, python: str) -> None:
@@ -38,7 +61,10 @@ def gather_wheels(folder: Path, variant: str, python: str) -> None:
             "--dest",
             str(folder),
         ]
-        subprocess.run([*command, "--requirement", str(lock)], check=True)
+        with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
+            file.write(for_hosts(lock.read_text(encoding="utf-8"), python))
+            file.flush()
+            subprocess.run([*command, "--requirement", file.name], check=True)
 
 
 def prometheus(machine: str) -> tuple[str, str]:

@@ -56,7 +56,14 @@ def _run(options: Namespace) -> int:
         "http": handed.get("http") or [sockets.listen_tcp(loaded.listen, "listen")],
         "metrics": handed.get("metrics") or [sockets.listen_tcp(loaded.metrics, "metrics")],
     }
-    command = [*_this_command(), "--worker", "--config", str(options.config), "--log-level", options.log_level]
+    command = [
+        *_this_command(),
+        "--worker",
+        "--config",
+        str(options.config),
+        "--log-level",
+        options.log_level,
+    ]
     master = Master(command, held, loaded.timeouts.drain, lambda: settings.load(options.config))
     return lifecycle.run(master)
 

