@@ -1,5 +1,6 @@
 """The example inventories: the daemons take what they render, and the models fit the GPUs they name."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from daemons.engine.config import EngineSettings
 from daemons.engine.plan.catalogue import shapes, weights_of
 from daemons.engine.plan.memory import GIB, ledger
 from daemons.gateway.settings import GatewaySettings
+from daemons.gateway.tenants.keys import KeySettings
 from tests.unit.deploy import playbook, units
 
 INVENTORIES = sorted(path.parent.name for path in (playbook.ANSIBLE / "inventory").glob("*/hosts.yml"))
@@ -153,3 +155,49 @@ def test_hosts_keep_the_order_of_the_inventory(tmp_path: Path) -> None:
     }
     status, said = playbook.run(tmp_path, [task], inventory)
     assert (status, json.loads((tmp_path / "said").read_text())) == (0, names), said
+
+
+def keys_of(folder: Path, held: dict[str, list[str]], **changes: Any) -> dict[str, dict[str, Any]]:
+    """The key files of two gateways that hold the lines `held`, by host and name."""
+    names = {"gateways": {"hosts": {"gw1": None, "gw2": None}}}
+    given = {**variables("defaults"), "llm_keys": [{"name": "a"}, {"name": "b"}], **changes}
+    results = [{"stdout_lines": held.get(host, [])} for host in ("gw1", "gw2")]
+    known = {**given, **variables("vars"), "gateway_held": {"results": results}}
+    template = f"{ROLES}/gateway/templates/key.yaml.j2"
+    tasks: list[dict[str, Any]] = [
+        {
+            "ansible.builtin.set_fact": {"gateway_made": "{{ gateway_held_or_new | from_json }}"},
+            "when": "inventory_hostname == ansible_play_hosts_all[0]",
+        },
+        {
+            "ansible.builtin.template": {
+                "src": template,
+                "dest": f"{folder}/{{{{ inventory_hostname }}}}-{{{{ item.name }}}}",
+            },
+            "loop": "{{ gateway_every_key }}",
+        },
+    ]
+    status, said = playbook.run(folder, tasks, {"all": {"vars": known}, **names})
+    assert status == 0, said
+    return {file.name: yaml.safe_load(file.read_text()) for file in folder.glob("gw?-*")}
+
+
+def test_a_key_opens_every_gateway(tmp_path: Path) -> None:
+    written = keys_of(
+        tmp_path, {"gw2": ["keys/a sk-a", "keys/a.before sk-z", "keys/a.expires 2027-01-31T00:00:00Z"]}
+    )
+    hashed = {secret: "sha256:" + hashlib.sha256(secret.encode()).hexdigest() for secret in ("sk-a", "sk-z")}
+    # A gateway that joins takes over what the other has; what none has is made once.
+    assert written["gw1-a"]["secrets"] == [
+        hashed["sk-a"],
+        {"hash": hashed["sk-z"], "expires": "2027-01-31T00:00:00Z"},
+    ]
+    for name in ("a", "b", "deployment-probe"):
+        assert written[f"gw1-{name}"] == written[f"gw2-{name}"]
+        KeySettings.model_validate(written[f"gw1-{name}"])
+    assert written["gw1-b"]["secrets"] != written["gw1-deployment-probe"]["secrets"]
+
+
+def test_a_key_with_hashes_is_written_as_it_stands(tmp_path: Path) -> None:
+    key = {"name": "a", "class": "batch", "secrets": ["sha256:" + "0" * 64]}
+    assert keys_of(tmp_path, {}, llm_keys=[key])["gw2-a"] == key

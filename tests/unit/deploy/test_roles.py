@@ -11,6 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from daemons.engine.config import EngineSettings
+from daemons.gateway.settings import GatewaySettings
+from daemons.gateway.tenants.bounds import Bounds
+from daemons.gateway.tenants.keys import KeySettings
+from daemons.runtime.settings import Settings
 from tests.unit.deploy import playbook, units
 
 ROLES = sorted(path for path in (playbook.ANSIBLE / "roles").iterdir() if path.is_dir())
@@ -159,15 +164,26 @@ def preflight(folder: Path, **changes: Any) -> str:
         "architecture": "x86_64",
         "memtotal_mb": 128 * 1024,
     } | changes.pop("facts", {})
+    groups = changes.pop("groups", {})
     role = playbook.ANSIBLE / "roles/preflight"
+    defaults = yaml.safe_load((role / "defaults/main.yml").read_text())
+    variables = {"llm_engines": [engine()], **changes}
+    (types,) = (
+        task
+        for task in yaml.safe_load((role / "tasks/main.yml").read_text())
+        if "ansible.builtin.validate_argument_spec" in task
+    )
     tasks: list[dict[str, Any]] = [
         {"ansible.builtin.include_vars": str(role / "vars/main.yml")},
         {
             "ansible.builtin.set_fact": {
                 "preflight_host": host,
                 "preflight_deployed": {"stat": {"exists": False}},
+                "preflight_specifications": str(role.parent),
+                "preflight_variables": list(variables),
             }
         },
+        types,
         {
             "ansible.builtin.copy": {
                 "content": "{{ preflight_faults | join('\n') }}",
@@ -178,10 +194,9 @@ def preflight(folder: Path, **changes: Any) -> str:
     ]
     for task in tasks:
         task["vars"] = {"ansible_facts": facts}
-    defaults = yaml.safe_load((role / "defaults/main.yml").read_text())
-    variables = {**defaults, "llm_engines": [engine()], **changes}
-    groups = {name: {"hosts": {"gpu1": None}} for name in ("gpu_hosts", "gateways", "monitoring")}
-    status, said = playbook.run(folder, tasks, {"all": {"vars": variables}, **groups})
+        task["when"] = "inventory_hostname == 'gpu1'"
+    groups = {name: {"hosts": {"gpu1": None}} for name in ("gpu_hosts", "gateways", "monitoring")} | groups
+    status, said = playbook.run(folder, tasks, {"all": {"vars": {**defaults, **variables}}, **groups})
     assert status == 0, said
     return (folder / "said").read_text()
 
@@ -234,6 +249,90 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
         assert fault in said
     assert "8080" not in said
     assert "rotating disk" in (tmp_path / "warned").read_text()
+
+
+def test_slips_of_the_pen_are_refused(tmp_path: Path) -> None:
+    said = preflight(
+        tmp_path,
+        llm_engines=[
+            engine(max_modle_len=4096, tensor_parallel_size="1"),
+            engine(name="b", gpus=1, metrics_port=9111),
+            engine(name="c", served_names="m", gpus=[], metrics_port=9112),
+        ],
+        llm_keys=[
+            {"name": "x", "limit": {"concurrency": 1}, "limits": {"request_per_minute": 1}},
+            {"name": "y", "class": "intractive"},
+            {"name": "y"},
+            {"name": "deployment-probe"},
+        ],
+        llm_key=[],
+        firewall_enable=True,
+        gateway_settings={"timeots": {}},
+        model_hours="long",
+        tls_certificate="acme",
+        vllm_version="0.6.6",
+    )
+    for fault in (
+        "engine a: there is no setting max_modle_len",
+        "engine b: gpus is a list, as in [1]",
+        "engine c: served_names is a list, as in [m]",
+        "key x: there is no setting limit\n",
+        "key x: there is no setting request_per_minute",
+        "key y: class is interactive, default or batch, not intractive",
+        "two keys are named y",
+        "key deployment-probe: the name belongs to the service itself",
+        "there is no variable llm_key:",
+        "there is no variable firewall_enable:",
+        "gateway_settings: there is no setting timeots",
+        "argument 'model_hours' is of type str",
+        "tls_acme_email is missing",
+        "vLLM 0.6.6 has known holes",
+    ):
+        assert fault in said
+    assert len(said.splitlines()) == 14, said
+
+
+def test_the_groups_and_addresses_of_several_hosts_are_looked_at(tmp_path: Path) -> None:
+    facts = {"all_ipv4_addresses": ["10.0.0.5"]}
+    front = {"hosts": {"front": {"llm_address": "10.0.0.5"}}}
+    groups = {"gpu_hosts": {}, "gpu_host": {"hosts": {"gpu2": None}}, "gateways": front}
+    said = preflight(tmp_path, facts=facts, groups=groups, llm_address="10.0.0.6")
+    assert "the group gpu_hosts is empty" in said
+    assert "llm_address 10.0.0.6 is no address of this host, which has 10.0.0.5" in said
+    assert "left alone: gpu2" in (tmp_path / "warned").read_text()
+    assert "llm_address is missing" in preflight(tmp_path, facts=facts, groups={"gateways": front})
+
+
+def test_an_engine_may_take_the_port_of_one_that_leaves(tmp_path: Path) -> None:
+    def said(*names: str) -> str:
+        engines = [engine(name=name, gpus=[], metrics_port=9110 + n) for n, name in enumerate(names)]
+        listeners = {"9110": ["llm-engine@old.service"]}
+        return preflight(tmp_path, host={"listeners": listeners}, llm_engines=engines)
+
+    assert said("new") == ""
+    assert "port 9110 of engine new is taken by llm-engine@old.service" in said("new", "old")
+
+
+def test_preflight_knows_what_an_inventory_may_say() -> None:
+    known = yaml.safe_load((playbook.ANSIBLE / "roles/preflight/vars/main.yml").read_text())
+
+    def names(model: type[Settings]) -> list[str]:
+        return sorted(field.alias or name for name, field in model.model_fields.items())
+
+    assert known["preflight_roles"] == [role.name for role in ROLES]
+    keys = known["preflight_keys_of"]
+    assert keys["engine"] == sorted([*names(EngineSettings), "name", "metrics_port"])
+    assert keys["gateway"] == names(GatewaySettings)
+    assert (keys["key"], keys["limits"]) == (names(KeySettings), names(Bounds))
+    read = {
+        variable
+        for file in playbook.ANSIBLE.rglob("*")
+        if file.suffix in {".yml", ".j2"} and "inventory" not in file.parts
+        for variable in re.findall(
+            r"\bllm_(?:address|engines|hf_token|keys|mirror_\w+|tls)\b", file.read_text()
+        )
+    }
+    assert set(known["preflight_shared"]) == read
 
 
 def test_engines_that_overfill_a_gpu_are_refused(tmp_path: Path) -> None:
