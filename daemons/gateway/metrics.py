@@ -148,14 +148,12 @@ class Series:
         ended = self._ended.copy()
         self._ended.clear()
         self.duration.notes([record.duration_ms / 1000 for record in ended])
-        first = [
-            (record.ttft_ms / 1000, record.queue_ms / 1000, record.engine_ms / 1000)
-            for record in ended
-            if record.ttft_ms is not None and record.engine_ms is not None
-        ]
-        self.ttft.notes([ttft for ttft, _, _ in first])
-        self.queue.notes([queue for _, queue, _ in first])
-        self.overhead.notes([ttft - queue - engine for ttft, queue, engine in first])
+        answered = [record for record in ended if record.ttft_ms is not None]
+        self.ttft.notes([(record.ttft_ms or 0.0) / 1000 for record in answered])
+        self.queue.notes([record.queue_ms / 1000 for record in answered])
+        self.overhead.notes(
+            [((r.ttft_ms or 0.0) - (r.engine_ms or 0.0) - r.queue_ms) / 1000 for r in answered]
+        )
         for histogram in (
             self.ttft,
             self.queue,
@@ -180,17 +178,19 @@ class Counter(dict[tuple[str, ...], float]):
 _KINDS = ("prompt", "cached", "completion")
 
 
-def _tokens_by_key(records: Iterable[Record]) -> dict[str, list[int]]:
+def _tokens_by_key(records: Iterable[Record]) -> dict[str, tuple[int, int, int]]:
     """Tokens of each kind."""
-    tokens: dict[str, list[int]] = {}
+    by_key: dict[str, list[Record]] = {}
     for record in records:
-        counts = tokens.get(record.key)
-        if counts is None:
-            counts = tokens[record.key] = [0, 0, 0]
-        counts[0] += record.prompt_tokens
-        counts[1] += record.cached_tokens
-        counts[2] += record.completion_tokens
-    return tokens
+        by_key.setdefault(record.key, []).append(record)
+    return {
+        key: (
+            sum([record.prompt_tokens for record in of_key]),
+            sum([record.cached_tokens for record in of_key]),
+            sum([record.completion_tokens for record in of_key]),
+        )
+        for key, of_key in by_key.items()
+    }
 
 
 _COUNTERS = {
@@ -265,7 +265,7 @@ class Metrics(Collector):
         """Count the requests that have ended, all at once; called about every second, too."""
         for (model, endpoint, priority), series in self._series.items():
             ended = series.gather()
-            for outcome, count in Counts(record.outcome for record in ended).items():
+            for outcome, count in Counts([record.outcome for record in ended]).items():
                 self.requests.add((model, endpoint, priority, outcome), count)
             self.request_bytes.add((model,), sum([record.bytes_in for record in ended]))
             self.response_bytes.add((model,), sum([record.bytes_out for record in ended]))
