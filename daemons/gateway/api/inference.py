@@ -95,6 +95,7 @@ class Inference:
             if raw is None:
                 raw = await accept.read_body(arrival, self._limits.body_bytes, self._timeouts.request_body)
             asked_for = self._let_in(exchange, arrival, endpoint, raw)
+            del raw  # the engine's body is another one, and a stream may be long
             if stages.limits.store is not None and exchange.reservation is not None:
                 await stages.limits.agree(exchange.reservation, tenant)
             stages.bill.began(exchange)
