@@ -1,8 +1,9 @@
-"""Two GPU hosts, and a third that is their gateway and watches them. The tests build on each other."""
+"""Two GPU hosts, and a third that is their gateway and watches them; then the two alone. In order."""
 
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,13 @@ from tests.e2e.lab import gpus
 from tests.e2e.lab.host import Host
 from tests.e2e.lab.hosts import Lab
 from tests.e2e.load import Load
-from tests.e2e.playbooks import SIMULATED, Playbooks, replace, until
+from tests.e2e.playbooks import ANSIBLE, SIMULATED, Playbooks, replace, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 ENGINE = {**SIMULATED, "name": "tiny-a", "gpus": [0], "metrics_port": 9110}
+LOCK = str(ANSIBLE.parent / "requirements/redis.txt")
+"""With the client of shared limits."""
+REDIS_PASSWORD = "shared"
 GENERATED = re.compile(r'^vllm:request_success_total\{.*finished_reason="length".*\} (\S+)$', re.MULTILINE)
 
 
@@ -38,7 +42,12 @@ def front(lab: Lab, gpu_hosts: list[Host]) -> Host:
 
 def served(host: Host) -> float:
     """Requests that the engine of a GPU host has finished."""
-    return sum(map(float, GENERATED.findall(host.sh(f"curl -s http://{host.address}:9110/metrics"))))
+    return sum(map(float, GENERATED.findall(metrics(host, 9110))))
+
+
+def metrics(host: Host, port: int) -> str:
+    """What is offered on the host's own address or, where its Prometheus is on it, on loopback."""
+    return host.sh(f"curl -s http://{host.address}:{port}/metrics || curl -s http://127.0.0.1:{port}/metrics")
 
 
 def test_three_bare_hosts_become_one_service(
@@ -56,22 +65,25 @@ def test_three_bare_hosts_become_one_service(
         vllm_enabled=False,
         firewall_enabled=True,
         tls_names=["front"],
+        release_lock=LOCK,
     )
     playbooks.must("deploy.yml")
     assert playbooks.must("deploy.yml").changed_tasks() == []
 
 
-def test_prometheus_sees_every_target_of_every_host_up(front: Host) -> None:
-    def targets() -> set[tuple[str, str, str]]:
-        answer = json.loads(front.sh("curl -s 127.0.0.1:9090/api/v1/targets"))["data"]["activeTargets"]
-        return {(one["labels"]["job"], one["labels"]["host"], one["health"]) for one in answer}
+def targets(host: Host) -> set[tuple[str, str, str]]:
+    """Job, host and health of what the Prometheus of a host scrapes."""
+    answer = json.loads(host.sh("curl -s 127.0.0.1:9090/api/v1/targets"))["data"]["activeTargets"]
+    return {(one["labels"]["job"], one["labels"]["host"], one["health"]) for one in answer}
 
-    gpu_jobs = {
-        (job, host) for job in ("node", "llm-engine", "llm-gpu-exporter") for host in ("gpu1", "gpu2")
-    }
+
+GPU_JOBS = {(job, host) for job in ("node", "llm-engine", "llm-gpu-exporter") for host in ("gpu1", "gpu2")}
+
+
+def test_prometheus_sees_every_target_of_every_host_up(front: Host) -> None:
     own = {(job, "front") for job in ("prometheus", "node", "llm-gateway")}
-    until(60, lambda: {health for _, _, health in targets()} == {"up"})
-    assert {(job, host) for job, host, _ in targets()} == gpu_jobs | own
+    until(60, lambda: {health for _, _, health in targets(front)} == {"up"})
+    assert {(job, host) for job, host, _ in targets(front)} == GPU_JOBS | own
 
 
 def test_vllm_is_reached_from_other_hosts_by_key_and_tls_only(
@@ -148,9 +160,48 @@ def test_a_host_that_is_cut_off_costs_no_request_without_a_first_byte(
     assert set(load.outcomes) - broken == {"whole"}, load.outcomes
 
 
+def test_two_hosts_without_a_third_become_one_service(gpu_hosts: list[Host], playbooks: Playbooks) -> None:
+    first = gpu_hosts[0]
+    first.sh("DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes redis-server", timeout=300)
+    first.sh(f"printf 'bind 0.0.0.0\\nrequirepass {REDIS_PASSWORD}\\n' >>/etc/redis/redis.conf")
+    first.run("systemctl", "restart", "redis-server")
+    playbooks.inventory(
+        {"gpu_hosts": gpu_hosts, "gateways": gpu_hosts, "monitoring": [first]},
+        {"gpu_hosts": {"llm_engines": [ENGINE]}},
+        vllm_enabled=False,
+        firewall_enabled=True,
+        gateway_settings={"shared_limits": {"url": f"redis://{first.address}:6379/0"}},
+        gateway_redis_password=REDIS_PASSWORD,
+        release_lock=LOCK,
+    )
+    playbooks.must("deploy.yml")
+    assert playbooks.must("deploy.yml").changed_tasks() == []
+    own = {("prometheus", "gpu1"), ("llm-gateway", "gpu1"), ("llm-gateway", "gpu2")}
+    until(60, lambda: {health for _, _, health in targets(first)} == {"up"})
+    assert {(job, host) for job, host, _ in targets(first)} == GPU_JOBS | own
+
+
+def enough(load: Load) -> bool:
+    """Whether an engine that nobody chose would have been noticed."""
+    return load.outcomes["whole"] >= 12
+
+
+def test_a_key_and_its_limits_hold_at_every_gateway(gpu_hosts: list[Host]) -> None:
+    (key,) = {host.sh("cat /etc/llm/credentials/keys/team-a") for host in gpu_hosts}
+    for gateway in gpu_hosts:
+        before = [served(host) for host in gpu_hosts]
+        with Load(gateway.address, key) as load:
+            until(120, partial(enough, load))
+        assert set(load.outcomes) == {"whole"}, load.outcomes
+        shares = [served(host) - was for host, was in zip(gpu_hosts, before, strict=True)]
+        assert min(shares) >= sum(shares) * 0.25, shares
+        assert "llm_gateway_shared_limits_up 1.0" in metrics(gateway, 9102)
+
+
 def test_uninstall_takes_the_models_where_told(
     front: Host, gpu_hosts: list[Host], playbooks: Playbooks
 ) -> None:
+    playbooks.inventory({"gpu_hosts": gpu_hosts, "gateways": [front], "monitoring": [front]})
     playbooks.must("uninstall.yml", "-e", "uninstall_models=true")
     for host in [front, *gpu_hosts]:
         assert not (host.root / "var/lib/llm").exists()
