@@ -175,7 +175,12 @@ def test_two_hosts_without_a_third_become_one_service(gpu_hosts: list[Host], pla
         release_lock=LOCK,
     )
     playbooks.must("deploy.yml")
-    assert playbooks.must("deploy.yml").changed_tasks() == []
+    # As a run leaves them that is interrupted before it told anybody.
+    gpu_hosts[0].run("touch", "/etc/llm/gateway.yaml")
+    gpu_hosts[1].run("touch", "/etc/llm/engines/tiny-a.yaml")
+    outcome = playbooks.must("deploy.yml")
+    assert set(outcome.changed_tasks()) == {"TASK [Take over what an interrupted run has written]"}
+    assert (outcome.count("gpu1", "changed"), outcome.count("gpu2", "changed")) == (1, 1)
     own = {("prometheus", "gpu1"), ("llm-gateway", "gpu1"), ("llm-gateway", "gpu2")}
     until(60, lambda: {health for _, _, health in targets(first)} == {"up"})
     assert {(job, host) for job, host, _ in targets(first)} == GPU_JOBS | own
