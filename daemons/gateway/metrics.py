@@ -171,8 +171,7 @@ class Counter(dict[tuple[str, ...], float]):
 
     def add(self, labels: tuple[str, ...], by: float = 1) -> None:
         """Count."""
-        if by:
-            self[labels] = self.get(labels, 0) + by
+        self[labels] = self.get(labels, 0) + by
 
 
 _KINDS = ("prompt", "cached", "completion")
@@ -265,13 +264,16 @@ class Metrics(Collector):
         """Count the requests that have ended, all at once; called about every second, too."""
         for (model, endpoint, priority), series in self._series.items():
             ended = series.gather()
+            if not ended:
+                continue
             for outcome, count in Counts([record.outcome for record in ended]).items():
                 self.requests.add((model, endpoint, priority, outcome), count)
             self.request_bytes.add((model,), sum([record.bytes_in for record in ended]))
             self.response_bytes.add((model,), sum([record.bytes_out for record in ended]))
             for key, counts in _tokens_by_key(ended).items():
                 for kind, count in zip(_KINDS, counts, strict=True):
-                    self.tokens.add((key, model, kind), count)
+                    if count:
+                        self.tokens.add((key, model, kind), count)
         if self.answered:
             self.http_responses.add(("200",), self.answered)
             self.answered = 0

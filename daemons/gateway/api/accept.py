@@ -79,7 +79,8 @@ def body_at_hand(headers: CIMultiDictProxy[str], content: StreamReader, limit: i
         return None
     if 0 < content.total_bytes <= _ONE_PIECE and len(content._buffer) == 1:  # noqa: SLF001 - a fifth of the cost
         # So small that it has not paused its connection, which reading would resume.
-        body: bytes = content._buffer[0]  # noqa: SLF001
+        body: bytes = content._buffer.popleft()  # noqa: SLF001
+        content._size = 0  # noqa: SLF001
     else:
         body = content.read_nowait()
     if len(body) > limit:

@@ -25,7 +25,6 @@ _decode_text = msgspec.json.Decoder(str).decode
 _encode = msgspec.json.Encoder().encode
 
 _ALL_USAGE = msgspec.Raw(b'{"include_usage":true,"continuous_usage_stats":true}')
-_ALL_USAGE_ADDED = b',"stream_options":' + bytes(_ALL_USAGE)
 
 
 class _StreamOptions(msgspec.Struct):
@@ -46,7 +45,6 @@ _TOKENS_OF_MEDIA = 1024
 """An image costs from some hundred to some thousand tokens, depending on the model."""
 _NOTHING = frozenset({b"null", b"false"})
 _FALSE = msgspec.Raw(b"false")
-_CLOSE = ord("}")
 
 
 def _refuse(name: str, raw: msgspec.Raw, _: PolicySettings) -> None:
@@ -219,20 +217,25 @@ class Policy:
     def _pass(self, plain: Plain, raw: bytes, cache_group: str, fields: EngineFields) -> Sanitised:
         """As `__call__`, of a request that was found to be plain."""
         stream = fields.streams and plain.stream is True
+        changed = plain.cache_salt is not ABSENT
         keep_final = keep_all = False
-        added = b""
         if stream and fields.usage_in_stream:
             keep_final, keep_all = _kept_usage(plain.stream_options)
-            added = _ALL_USAGE_ADDED
+            plain.stream_options = _ALL_USAGE
+            changed = True
         if fields.cache_salt and self._salt is not None:
-            added += b',"cache_salt":' + self._salt(cache_group)
+            plain.cache_salt = msgspec.Raw(self._salt(cache_group))
+            changed = True
+        else:
+            plain.cache_salt = ABSENT
         answers = plain.n or 1
         return Sanitised(
             plain.model,
             stream,
             keep_final,
             keep_all,
-            _with_added(plain, raw, added),
+            # Encoded anew, it holds each name once: whichever of two an engine took, it is the one checked.
+            _encode(plain) if changed else raw,
             len(raw) // _BYTES_OF_TOKEN if fields.metered else 0,
             plain.answer_tokens if fields.streams else 0,
             answers if stream and answers > 1 else 0,
@@ -268,18 +271,6 @@ class Policy:
         if count > self._bounds.messages:
             raise beyond("messages", f"{count} entries", self._bounds.messages)
         return _BEYOND_MESSAGES.isdisjoint(body)
-
-
-def _with_added(plain: Plain, raw: bytes, added: bytes) -> bytes:
-    """The request with `added`, parameters that follow a comma each, in place of its own of those names."""
-    if plain.cache_salt is not ABSENT or (added and plain.stream_options is not ABSENT):
-        plain.cache_salt = ABSENT
-        if added.startswith(_ALL_USAGE_ADDED):
-            plain.stream_options = ABSENT
-        raw = _encode(plain)
-    elif raw[-1] != _CLOSE:
-        raw = raw.rstrip()
-    return raw[:-1] + added + b"}" if added else raw
 
 
 def _prompt_tokens(size: int, media: Media) -> int:

@@ -60,7 +60,7 @@ class Clients:
             return client
         for entry in reversed(",".join(headers.getall(hdrs.X_FORWARDED_FOR, ())).split(",")):
             hop = entry.strip()
-            if parse_address(hop) is None:
+            if not hop.isascii() or parse_address(hop) is None:
                 break
             client = hop
             if not self._is_proxy(hop):

@@ -221,6 +221,13 @@ def test_what_is_read_in_one_pass_is_read_as_ever(
     assert outcome(PolicySettings(), raw) == outcome(PolicySettings(value_bytes=1024), longer)
 
 
+def test_an_engine_gets_each_parameter_once_as_it_was_checked() -> None:
+    raw = b'{"model":"secret","model":"m","n":128,"n":1,"max_tokens":999999,"max_tokens":5,"messages":[]}'
+    pairs = json.loads(ask(raw).body, object_pairs_hook=list)
+    assert sorted(name for name, _ in pairs) == ["cache_salt", "max_tokens", "messages", "model", "n"]
+    assert dict(pairs).items() >= {"model": "m", "n": 1, "max_tokens": 5}.items()
+
+
 def test_salts_differ_by_group_and_secret() -> None:
     one, two = cache_salts(b"a"), cache_salts(b"b")
     assert len({one("x"), one("y"), two("x")}) == 3

@@ -99,3 +99,20 @@ def test_what_another_release_counts_otherwise_is_left_out() -> None:
     series.ttft._counts = [1, 2, 3]
     new.totals.hear(old.word(last=True))
     assert new.shown() == 1
+
+
+def test_what_has_not_happened_yet_is_shown_while_a_predecessor_drains() -> None:
+    old, new = Worker("old"), Worker("new")
+    for worker in (old, new):
+        worker.metrics.expect(["m"])
+
+    def outcomes() -> int:
+        return sum(
+            sample.name == "llm_gateway_requests_total"
+            for family in new.totals.collect()
+            for sample in family.samples
+        )
+
+    alone = outcomes()
+    new.totals.hear(old.word())
+    assert outcomes() == alone > 0
