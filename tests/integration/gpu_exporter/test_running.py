@@ -133,7 +133,7 @@ def test_reload_releases_nvml(machine: Any, start: Callable[..., Any]) -> None:
     machine.use("h100")
     exporter = start(release_hold=2)
     exporter.until(lambda: exporter.value(TEMPERATURE) is not None, "data")
-    assert exporter.told("READY=1")
+    exporter.until(lambda: exporter.told("READY=1"), "READY")
     exporter.process.send_signal(signal.SIGHUP)
     exporter.until(lambda: exporter.told("READY=1"), "the end of the reload")
     assert exporter.workers() == []
@@ -147,6 +147,7 @@ def test_reload_with_a_broken_file_keeps_the_old_settings(
 ) -> None:
     machine.use("h100")
     exporter = start()
+    exporter.until(lambda: exporter.told("READY=1"), "READY")
     exporter.until(lambda: exporter.value(TEMPERATURE) is not None, "data")
     (tmp_path / "gpu-exporter.yaml").write_text("interval: never\n")
     exporter.process.send_signal(signal.SIGHUP)
