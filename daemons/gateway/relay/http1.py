@@ -7,21 +7,22 @@ other than ``chunked``, bodies that end with the connection) is refused.
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Final
 
-MAX_HEAD = 65536
+MAX_HEAD: Final = 65536
 """Bytes of a response head."""
-_MAX_LINE = 4096
-_SMALL = 512
+_MAX_LINE: Final = 4096
+_SMALL: Final = 512
 """Bytes of a chunk-size line with its extensions, and of all trailers together."""
 
-_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\r\n\0]*)?")
-_HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\r\n\0]*)")
-_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
-_LENGTH_DIGITS = 15
+_STATUS: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\r\n\0]*)?")
+_HEADER: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\r\n\0]*)")
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
+_LENGTH_DIGITS: Final = 15
 # Eight digits are 4 GiB; nothing an engine sends in one piece is larger.
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n\0]*)?")
-_CRLF = b"\r\n"
-_LENGTHS = 4096
+_CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n\0]*)?")
+_CRLF: Final = b"\r\n"
+_LENGTHS: Final = 4096
 
 
 def _chunk_lines() -> list[bytes]:
@@ -32,7 +33,7 @@ def _chunk_lines() -> list[bytes]:
     return lines
 
 
-CHUNK_LINES = _chunk_lines()
+CHUNK_LINES: Final = _chunk_lines()
 """What a chunk begins with, by the length of all of it; empty where no chunk has that length."""
 
 

@@ -7,19 +7,19 @@ end of an attempt.
 
 import asyncio
 from time import monotonic
-from typing import Protocol
+from typing import Final, Protocol
 
 from daemons.gateway.errors import ErrorCode
 from daemons.gateway.relay.http1 import ProtocolError, ResponseHead
 from daemons.gateway.relay.sse import TokenCounts, UsageScan, usage_in
 from daemons.gateway.relay.upstream import EngineConnection
 
-_COLLECT = 262144
+_COLLECT: Final = 262144
 """An answer up to this size is collected, so that it reaches the client whole or not at all."""
-_MAX_ERROR = 65536
-_PLAIN_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n%b%b\r\n"
-_WHOLE = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n%b"
-_JSON = b"application/json"
+_MAX_ERROR: Final = 65536
+_PLAIN_HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n%b%b\r\n"
+_WHOLE: Final = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n%b"
+_JSON: Final = b"application/json"
 
 
 class Observer(Protocol):

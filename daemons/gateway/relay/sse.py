@@ -6,23 +6,24 @@ cut short.
 """
 
 import re
+from typing import Final
 
 import msgspec
 
 from daemons.gateway.relay.http1 import ProtocolError
 
-MAX_EVENT = 16 * 1024 * 1024
+MAX_EVENT: Final = 16 * 1024 * 1024
 """Bytes of one event; logprobs over a large vocabulary come near a megabyte."""
 
 # Quotes inside JSON strings are escaped, so that these bytes can only be a key of the event itself.
-_USAGE_KEY = b',"usage":{'
-USAGE_AFTER_CHOICES = b'}],"usage":{'
-_ANY_USAGE_KEY = b'"usage":{'
+_USAGE_KEY: Final = b',"usage":{'
+USAGE_AFTER_CHOICES: Final = b'}],"usage":{'
+_ANY_USAGE_KEY: Final = b'"usage":{'
 # A JSON object with no more than one object inside another.
-_OBJECT = re.compile(rb"\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
-_EMPTY_CHOICES = b'"choices":[]'
-_OPEN = ord("{")
-_BLANK = b"\n\n"
+_OBJECT: Final = re.compile(rb"\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
+_EMPTY_CHOICES: Final = b'"choices":[]'
+_OPEN: Final = ord("{")
+_BLANK: Final = b"\n\n"
 
 
 class TokenCounts(msgspec.Struct, frozen=True, gc=False):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from time import monotonic
+from typing import Final
 
 from daemons.gateway.errors import ErrorCode
 from daemons.gateway.relay.http1 import CHUNK_LINES, ProtocolError, ResponseHead
@@ -12,20 +13,25 @@ from daemons.gateway.relay.sse import USAGE_AFTER_CHOICES, EventFilter, OpenAIFi
 ErrorEvent = Callable[[ErrorCode], bytes]
 """Makes the event that tells a stream's reader of a failure, in the API's own form."""
 
-_HEAD = (
+_HEAD: Final = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache\r\n"
     b"X-Accel-Buffering: no\r\n%b%b\r\n"
 )
-_CHUNKED = b"Transfer-Encoding: chunked\r\n"
-_END = b"0\r\n\r\n"
-_SIZES = len(CHUNK_LINES)
-_SIZE_LINES = [b"%x\r\n" % size for size in range(_SIZES)]
-_EVENT_LINES = [b"%x\r\n" % (size + 5) for size in range(_SIZES)]
+_CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
+_END: Final = b"0\r\n\r\n"
+# Names of this module are constants to a compiler, those of another are looked up.
+_CHUNK_LINES: Final = CHUNK_LINES
+_MARK: Final = USAGE_AFTER_CHOICES
+_MARK_SIZE: Final = len(USAGE_AFTER_CHOICES)
+_SIZES: Final = len(CHUNK_LINES)
+_SIZE_LINES: Final = [b"%x\r\n" % size for size in range(_SIZES)]
+_EVENT_LINES: Final = [b"%x\r\n" % (size + 5) for size in range(_SIZES)]
 """What a chunk begins with whose event had so many bytes before the end of its choices."""
-_OPEN, _NEWLINE = b"{\n"
-_USAGE_END = b"}}\n\n\r\n"
-_EVENT_END = b"}]}\n\n\r\n"
-_COMMENT = b": keep-alive\n\n"
+_OPEN: Final = ord("{")
+_NEWLINE: Final = ord("\n")
+_USAGE_END: Final = b"}}\n\n\r\n"
+_EVENT_END: Final = b"}]}\n\n\r\n"
+_COMMENT: Final = b": keep-alive\n\n"
 
 
 class StreamRelay(Relay, asyncio.Protocol):
@@ -43,6 +49,7 @@ class StreamRelay(Relay, asyncio.Protocol):
         "_gap",
         "_make_filter",
         "_stripped",
+        "_usage_size",
         "_written_at",
     )
 
@@ -65,6 +72,7 @@ class StreamRelay(Relay, asyncio.Protocol):
         self._stripped: OpenAIFilter
         self._forward: Callable[[bytes], None]
         self._error_event = error_event
+        self._usage_size = 0
         self._written_at = self._started
         self._ended = False
 
@@ -141,11 +149,22 @@ class StreamRelay(Relay, asyncio.Protocol):
         Does what the general way would, in one call instead of a dozen; what looks different is left to that.
         """
         size = len(data)
-        line = CHUNK_LINES[size] if size < _SIZES else b""
-        begin, _, usage = data.rpartition(USAGE_AFTER_CHOICES)
+        line = _CHUNK_LINES[size] if size < _SIZES else b""
         at = len(line)
-        event = begin[at:]
-        if not line or begin[:at] != line or usage[-6:] != _USAGE_END or _OPEN in usage or _NEWLINE in event:
+        # A usage is as long as the one before until one of its numbers has another digit.
+        end = size - self._usage_size
+        if end < at or data[end - _MARK_SIZE : end] != _MARK:
+            end = data.rfind(_MARK) + _MARK_SIZE
+            self._usage_size = size - end
+        usage, event = data[end:], data[at : end - _MARK_SIZE]
+        if (
+            end < at + _MARK_SIZE
+            or not line
+            or data[:at] != line
+            or usage[-6:] != _USAGE_END
+            or _OPEN in usage
+            or _NEWLINE in event
+        ):
             if self._connection is not None:
                 self._connection.data_received(data)
             return
