@@ -1,7 +1,8 @@
 /* A closed-loop client of the chat completions API: one epoll thread, N keep-alive connections.
  *
- * usage: load_client PORT CONNECTIONS SECONDS stream|json MAX_TOKENS PROMPT_BYTES
+ * usage: load_client PORT CONNECTIONS SECONDS stream|json MAX_TOKENS PROMPT_BYTES [SPREAD_MS]
  *
+ * The connections send their first request at once, or one after the other within SPREAD_MS milliseconds.
  * The key is "k", the model "bench". Prints one JSON line. Latencies leave out the first exchange of every
  * connection, which pays for its set-up; counts do not. A response counts as good when its status is 200, its
  * body ends where its framing says, and, for a stream, its last event is [DONE] and no event is an error.
@@ -171,12 +172,14 @@ static void receive(struct connection *c, uint64_t end) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 7) {
-        fprintf(stderr, "usage: load_client PORT CONNECTIONS SECONDS stream|json MAX_TOKENS PROMPT_BYTES\n");
+    if (argc != 7 && argc != 8) {
+        fprintf(stderr,
+                "usage: load_client PORT CONNECTIONS SECONDS stream|json MAX_TOKENS PROMPT_BYTES [SPREAD_MS]\n");
         return 2;
     }
     int count = atoi(argv[2]), tokens = atoi(argv[5]), prompt = atoi(argv[6]);
     double seconds = atof(argv[3]);
+    uint64_t spread_us = argc == 8 ? strtoul(argv[7], NULL, 10) * 1000 : 0;
     streaming = !strcmp(argv[4], "stream");
     address = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[1]))};
     inet_pton(AF_INET, "127.0.0.1", &address.sin_addr);
@@ -192,13 +195,13 @@ int main(int argc, char **argv) {
     poller = epoll_create1(0);
     struct connection *all = calloc((size_t)count, sizeof *all);
     uint64_t start = now_us(), end = start + (uint64_t)(seconds * 1e6);
-    for (int i = 0; i < count; i++) {
-        open_connection(&all[i]);
-        send_request(&all[i]);
-    }
+    for (int i = 0; i < count; i++) open_connection(&all[i]);
+    int begun = 0;
     struct epoll_event ready[512];
     for (uint64_t t; (t = now_us()) < end;) {
-        int n = epoll_wait(poller, ready, 512, (int)((end - t) / 1000) + 1);
+        while (begun < count && t - start >= spread_us * (uint64_t)begun / (uint64_t)count)
+            send_request(&all[begun++]);
+        int n = epoll_wait(poller, ready, 512, begun < count ? 1 : (int)((end - t) / 1000) + 1);
         for (int i = 0; i < n; i++) receive(ready[i].data.ptr, end);
     }
     double elapsed = (double)(now_us() - start) / 1e6;

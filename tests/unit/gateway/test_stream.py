@@ -195,9 +195,10 @@ def test_whole_chunks_and_pieces_of_any_size_give_the_client_the_same(
     sent, expected, last = [], b"", TokenCounts(9, 0, 0)
     for count, (begin, text, usage, tail) in enumerate(given_events):
         start, end = begin + text.encode() + b"}}]", tail.encode() + b"}\n\n"
-        sent.append(start + b',"usage":' + usage.encode() % {b"n": count} + end)
+        tokens = count**3  # more digits every few events
+        sent.append(start + b',"usage":' + usage.encode() % {b"n": tokens} + end)
         expected += start + end
-        last = TokenCounts(9, 3 if usage is NESTED else 0, count)
+        last = TokenCounts(9, 3 if usage is NESTED else 0, tokens)
     if final:
         sent.append(
             _event({"id": "x", "choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 99}})
