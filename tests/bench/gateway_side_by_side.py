@@ -37,7 +37,7 @@ class NotServingError(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """A load, and the engine behind it (times in microseconds); `spread_ms` is the time the clients begin in."""
+    """A load whose clients begin within `spread_ms`, and the engine behind it (times in microseconds)."""
 
     name: str
     mode: str
@@ -198,14 +198,14 @@ def report(
         "",
         f"Written by `tests/bench/gateway_side_by_side.py` on {datetime.now(UTC):%Y-%m-%d}: {where}.",
         "Medians of alternating runs. json: 32 connections in a closed loop; paced: 256 streams of 64 tokens",
-        "at 50 tokens/s, the gateway asking for usage in every event and removing it; spread: the same streams",
-        "begun one after the other. Streams that begin together stay together the more, the quicker a peer",
-        "takes their requests, and tokens that come together wake it once; spread apart, every peer has the",
-        "same arrivals. CPU is user and system time of a peer with all its processes; TTFT is of paced streams.",
-        "The gateway and the plain proxy run on",
+        "at 50 tokens/s, the gateway asking for usage in every event and removing it; spread: the same",
+        "streams, begun one after the other. Streams that begin together stay together the more, the quicker",
+        "a peer takes their requests, and tokens that come together wake it once; spread apart, every peer",
+        "has the same arrivals. CPU is user and system time of a peer with all its processes; TTFT is of the",
+        "paced streams. The gateway and the plain proxy run on",
         f"{version(interpreter())}.",
         "",
-        "| peer | json CPU us/request | req/s | paced CPU us/chunk | spread | TTFT p50 / p99 ms | bad | RSS MB |",
+        "| peer | json CPU us/request | req/s | paced us/chunk | spread | TTFT p50 / p99 ms | bad | RSS MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, loads in rows.items():
@@ -216,11 +216,8 @@ def report(
             f" {one['bad'] + two['bad'] + three['bad']:.0f} | {two['rss']:.0f} |"
         )
     ours = rows["gateway"]
-    lines += [
-        "",
-        "| the gateway against | CPU per request | CPU per chunk | spread | TTFT p99 |",
-        "|---|---|---|---|---|",
-    ]
+    heads = ("the gateway against", "CPU per request", "per paced chunk", "per spread chunk", "TTFT p99")
+    lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, loads in rows.items():
         if name not in {"gateway", "engine alone"}:
             lines.append(
