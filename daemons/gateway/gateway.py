@@ -30,6 +30,7 @@ from daemons.gateway.pool.engine import Engine
 from daemons.gateway.pool.pick import LeastInFlight
 from daemons.gateway.pool.poller import Poller
 from daemons.gateway.pool.pool import Pool
+from daemons.gateway.relay import stream
 from daemons.gateway.relay.attempts import Attempts, RetryBudget
 from daemons.gateway.settings import GatewaySettings, TracingSettings
 from daemons.gateway.settle import Settle
@@ -158,7 +159,9 @@ class Gateway(Daemon):
         loop = asyncio.get_running_loop()
         for sock in self._http:
             self._servers.append(await loop.create_server(self._server, sock=sock, backlog=4096))
-        return f"serving on port {', '.join(str(port_of(s)) for s in self._http)}"
+        ports = ", ".join(str(port_of(s)) for s in self._http)
+        compiled = str(stream.__file__).endswith(".so")
+        return f"serving on port {ports}, relay {'compiled' if compiled else 'interpreted'}"
 
     def _active(self) -> Collection[Exchange]:
         """Requests on their way."""

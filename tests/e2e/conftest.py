@@ -110,7 +110,8 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Wheels:
         source.mkdir()
         for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(REPO / name, source)
-        shutil.copytree(REPO / "daemons", source / "daemons", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("daemons", "scripts"):
+            shutil.copytree(REPO / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         project = source / "pyproject.toml"
         project.write_text(re.sub(r'(?m)^version = ".*"$', f'version = "{version}"', project.read_text()))
         with (source / "daemons/engine/__init__.py").open("a") as file:
