@@ -1,8 +1,8 @@
 """Hatchling's build hook: puts the modules named in pyproject.toml, compiled by mypyc, beside their sources.
 
-The wheel stays `py3-none-any`. An extension's file name carries interpreter and platform, and Python takes it only
-where both are its own, the source everywhere else. What stands in the way of compiling is said, and leaves a wheel
-of sources.
+The wheel stays `py3-none-any`. An extension's file name carries interpreter and platform, and Python takes it
+only where both are its own, the source everywhere else. What stands in the way of compiling is said, and leaves
+a wheel of sources.
 """
 
 import importlib.util
@@ -16,9 +16,9 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SHARED = "daemons.compiled"
-"""The code of all modules lies in one library, `daemons/compiled__mypyc.*.so`; each module's own only points there."""
+"""All code lies in one library, `daemons/compiled__mypyc.*.so`; each module's own only points there."""
 GLIBC = 35
-"""Ubuntu 22.04 has glibc 2.35: where a newer one is asked for, a host's import fails instead of taking the source."""
+"""Ubuntu 22.04's glibc is 2.35. Asked for a newer one, a host's import fails instead of taking the source."""
 
 
 class CompileHook(BuildHookInterface[Any]):
@@ -34,7 +34,9 @@ class CompileHook(BuildHookInterface[Any]):
         if why := self._obstacle() or self._compile(lib):
             self.app.display_warning(f"the gateway is not compiled, it will need more CPU: {why}")
             return
-        build_data["force_include"].update({str(file): str(file.relative_to(lib)) for file in lib.rglob("*.so")})
+        build_data["force_include"].update(
+            {str(file): str(file.relative_to(lib)) for file in lib.rglob("*.so")}
+        )
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove what was compiled."""
@@ -62,16 +64,17 @@ def newest_glibc(extension: Path) -> int:
 
 
 def main(lib: str, *modules: str) -> None:
-    """Compile `modules` of the working folder into the folder `lib`. Prints what mypy and the C compiler say."""
-    from setuptools import Distribution  # noqa: PLC0415 - mypyc asks whether it was imported before
-    from mypyc.build import mypycify  # noqa: PLC0415, I001
+    """Compile `modules` of the working folder into the folder `lib`; mypy and the C compiler say what is wrong."""
+    import setuptools  # noqa: PLC0415 - before mypyc, which looks whether it was imported
+    from mypyc.build import mypycify  # noqa: PLC0415
 
     work = str(Path(lib).parent / "work")
     options = ["--config-file", "pyproject.toml", "--cache-dir", f"{work}/mypy"]
     extensions = mypycify(
         [*options, *modules], opt_level="3", debug_level="0", target_dir=f"{work}/c", group_name=SHARED
     )
-    build = Distribution({"name": SHARED, "ext_modules": extensions}).get_command_obj("build_ext")
+    project = setuptools.Distribution({"name": SHARED, "ext_modules": extensions})
+    build = project.get_command_obj("build_ext")
     build.build_lib, build.build_temp = lib, f"{work}/o"
     build.ensure_finalized()
     build.run()

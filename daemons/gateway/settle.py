@@ -10,7 +10,7 @@ from daemons.gateway.errors import ErrorCode, status_of
 from daemons.gateway.exchange import Exchange
 from daemons.gateway.history import History, Record
 from daemons.gateway.metrics import Metrics
-from daemons.gateway.relay.sse import TokenCounts
+from daemons.gateway.relay.usage import TokenCounts
 from daemons.runtime.logs import Records
 
 log = structlog.get_logger()

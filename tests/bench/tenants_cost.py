@@ -18,7 +18,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from daemons.gateway.exchange import Exchange
 from daemons.gateway.metrics import Counter
-from daemons.gateway.relay.sse import TokenCounts
+from daemons.gateway.relay.usage import TokenCounts
 from daemons.gateway.tenants.addresses import Clients, Failures
 from daemons.gateway.tenants.authenticate import Authenticator
 from daemons.gateway.tenants.bounds import Bounds

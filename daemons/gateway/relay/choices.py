@@ -2,7 +2,8 @@
 
 import re
 
-from daemons.gateway.relay.sse import OpenAIFilter, TokenCounts
+from daemons.gateway.relay.sse import OpenAIFilter
+from daemons.gateway.relay.usage import TokenCounts
 
 _INDEX = re.compile(rb'"choices":\[\{"index":([0-9]{1,6})')
 

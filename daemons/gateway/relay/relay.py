@@ -11,8 +11,9 @@ from typing import Final, Protocol
 
 from daemons.gateway.errors import ErrorCode
 from daemons.gateway.relay.http1 import ProtocolError, ResponseHead
-from daemons.gateway.relay.sse import TokenCounts, UsageScan, usage_in
+from daemons.gateway.relay.sse import UsageScan, usage_in
 from daemons.gateway.relay.upstream import EngineConnection
+from daemons.gateway.relay.usage import TokenCounts
 
 _COLLECT: Final = 262144
 """An answer up to this size is collected, so that it reaches the client whole or not at all."""

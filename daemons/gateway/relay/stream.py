@@ -8,7 +8,8 @@ from typing import Final
 from daemons.gateway.errors import ErrorCode
 from daemons.gateway.relay.http1 import CHUNK_LINES, ProtocolError, ResponseHead
 from daemons.gateway.relay.relay import Client, Observer, Patience, Relay
-from daemons.gateway.relay.sse import USAGE_AFTER_CHOICES, EventFilter, OpenAIFilter, TokenCounts
+from daemons.gateway.relay.sse import USAGE_AFTER_CHOICES, EventFilter, OpenAIFilter
+from daemons.gateway.relay.usage import TokenCounts
 
 ErrorEvent = Callable[[ErrorCode], bytes]
 """Makes the event that tells a stream's reader of a failure, in the API's own form."""
@@ -153,18 +154,14 @@ class StreamRelay(Relay, asyncio.Protocol):
         at = len(line)
         # A usage is as long as the one before until one of its numbers has another digit.
         end = size - self._usage_size
-        if end < at or data[end - _MARK_SIZE : end] != _MARK:
+        if end < at + _MARK_SIZE or data[end - _MARK_SIZE : end] != _MARK:
             end = data.rfind(_MARK) + _MARK_SIZE
             self._usage_size = size - end
-        usage, event = data[end:], data[at : end - _MARK_SIZE]
-        if (
-            end < at + _MARK_SIZE
-            or not line
-            or data[:at] != line
-            or usage[-6:] != _USAGE_END
-            or _OPEN in usage
-            or _NEWLINE in event
-        ):
+        usage = event = b""
+        # Compiled, a slice whose end lies before its start raises.
+        if end >= at + _MARK_SIZE:
+            usage, event = data[end:], data[at : end - _MARK_SIZE]
+        if not line or data[:at] != line or usage[-6:] != _USAGE_END or _OPEN in usage or _NEWLINE in event:
             if self._connection is not None:
                 self._connection.data_received(data)
             return

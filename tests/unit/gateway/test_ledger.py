@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from daemons.gateway.exchange import Exchange
-from daemons.gateway.relay.sse import TokenCounts
+from daemons.gateway.relay.usage import TokenCounts
 from daemons.gateway.tenants.bounds import Bounds
 from daemons.gateway.tenants.keys import Tenant
 from daemons.gateway.tenants.ledger import book

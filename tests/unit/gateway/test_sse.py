@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from daemons.gateway.relay import sse
 from daemons.gateway.relay.choices import ChoicesFilter
-from daemons.gateway.relay.sse import EventFilter, OpenAIFilter, TokenCounts, UsageScan, read_usage
+from daemons.gateway.relay.sse import EventFilter, OpenAIFilter, UsageScan
+from daemons.gateway.relay.usage import TokenCounts, read_usage
 from tests.unit.gateway.test_http1 import split
 
 texts = st.text(max_size=30) | st.sampled_from(

@@ -12,9 +12,10 @@ from daemons.gateway.errors import ErrorCode
 from daemons.gateway.metrics import Series
 from daemons.gateway.relay.http1 import ChunkedBody
 from daemons.gateway.relay.relay import Patience, Relay
-from daemons.gateway.relay.sse import EventFilter, OpenAIFilter, TokenCounts
+from daemons.gateway.relay.sse import EventFilter, OpenAIFilter
 from daemons.gateway.relay.stream import StreamRelay
 from daemons.gateway.relay.upstream import EngineConnection
+from daemons.gateway.relay.usage import TokenCounts
 from tests.unit.gateway.test_http1 import split
 from tests.unit.gateway.test_sse import _event, cuts
 

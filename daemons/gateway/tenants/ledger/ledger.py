@@ -17,7 +17,7 @@ from daemons.gateway.tenants.ledger.book import Batch, ClosedRow, Opened
 
 if TYPE_CHECKING:
     from daemons.gateway.exchange import Exchange
-    from daemons.gateway.relay.sse import TokenCounts
+    from daemons.gateway.relay.usage import TokenCounts
 
 log = structlog.get_logger()
 
