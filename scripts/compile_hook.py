@@ -1,14 +1,17 @@
 """Hatchling's build hook: puts the modules named in pyproject.toml, compiled by mypyc, beside their sources.
 
 The wheel stays `py3-none-any`. An extension's file name carries interpreter and platform, and Python takes it
-only where both are its own, the source everywhere else. What stands in the way of compiling is said, and leaves
-a wheel of sources.
+only where both are its own, the source everywhere else. What stands in the way of compiling is said, and the
+wheel then holds sources only.
 """
 
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -45,15 +48,20 @@ class CompileHook(BuildHookInterface[Any]):
             self.built.cleanup()
 
     def _obstacle(self) -> str | None:
+        compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
+        if shutil.which(compiler) is None:
+            return f"there is no C compiler {compiler} (apt-get install gcc libc6-dev)"
+        if not Path(sysconfig.get_path("include"), "Python.h").exists():
+            return "Python's headers are missing (apt-get install python3-dev)"
         missing = [name for name in ("mypyc", "setuptools") if importlib.util.find_spec(name) is None]
-        return f"{missing[0]} is not installed (requirements/compile.txt)" if missing else None
+        return f"{missing[0]} is not installed (make wheel installs it)" if missing else None
 
     def _compile(self, lib: Path) -> str | None:
         """Compile into the folder `lib`; the reason where that failed."""
         command = [sys.executable, __file__, str(lib), *self.config["modules"]]
         done = subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            return ((done.stderr + done.stdout).strip().splitlines() or ["mypyc failed"])[-1]
+            return (done.stderr.strip() or done.stdout.strip() or "mypyc failed").splitlines()[-1]
         wanted = max(map(newest_glibc, lib.rglob("*.so")))
         return f"built here it needs glibc 2.{wanted}, hosts have 2.{GLIBC}" if wanted > GLIBC else None
 
@@ -64,7 +72,7 @@ def newest_glibc(extension: Path) -> int:
 
 
 def main(lib: str, *modules: str) -> None:
-    """Compile `modules` of the working folder into the folder `lib`; mypy and the C compiler say what is wrong."""
+    """Compile `modules` of the working folder into the folder `lib`; what is wrong goes to standard error."""
     import setuptools  # noqa: PLC0415 - before mypyc, which looks whether it was imported
     from mypyc.build import mypycify  # noqa: PLC0415
 

@@ -32,6 +32,7 @@ BESIDE = ("tests/unit", "tests/integration/observability")
 # What a test needs beyond Python, the package of Debian that brings it, and what goes untested without it.
 PROGRAMS = (
     ("gcc", "gcc libc6-dev", "the GPU exporter against a fake NVML, the load tester against its mock engine"),
+    ("python3-config", "python3-dev", "the gateway compiled, as releases run it"),
     ("curl", "curl", "the curl example of earlier releases"),
     ("promtool", "prometheus", "metric names and alert rules as Prometheus sees them"),
     ("prometheus", "prometheus", "dashboards and rules on a Prometheus that looks at the daemons"),
