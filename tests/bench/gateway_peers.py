@@ -8,9 +8,11 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from zipfile import ZipFile
 
 HERE = Path(__file__).parent
-CACHE = HERE.parents[1] / ".cache" / "bench"
+REPO = HERE.parents[1]
+CACHE = REPO / ".cache" / "bench"
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 LIMITS = "limits: {requests_per_minute: 100000000, tokens_per_minute: 10000000000, concurrency: 100000}\n"
 """Limits that do not bind, so that they are counted all the same."""
@@ -42,7 +44,7 @@ def gateway(port: int, upstream: int, folder: Path) -> list[str]:
     engine = f'{{name: e, url: "http://127.0.0.1:{upstream}", models: [bench], max_in_flight: 10000}}'
     config = f"listen: {{port: {port}}}\nmetrics: {{port: 0}}\nengines: [{engine}]\n"
     (folder / "gateway.yaml").write_text(config)
-    return [str(interpreter()), "-m", "daemons.gateway", "--config", str(folder / "gateway.yaml")]
+    return [*released(), "-m", "daemons.gateway", "--config", str(folder / "gateway.yaml")]
 
 
 def plain(port: int, upstream: int, _: Path) -> list[str]:
@@ -103,6 +105,27 @@ def interpreter() -> Path:
         subprocess.run([*install, "--no-build-isolation", "-r", str(locks / "daemons.txt")], check=True)
         mark.write_bytes(lock)
     return python
+
+
+@cache
+def released() -> list[str]:
+    """The start of a command that runs the daemons as a release does: from what ``make wheel`` builds."""
+    home = CACHE / "release"
+    shutil.rmtree(home, ignore_errors=True)
+    subprocess.run(["make", "--silent", "wheel"], cwd=REPO, check=True, stdout=subprocess.DEVNULL)
+    (wheel,) = (REPO / "dist").glob("*.whl")
+    with ZipFile(wheel) as archive:
+        archive.extractall(home)
+    # Workers start as modules, too; none may find the sources in the working folder.
+    return ["env", "PYTHONSAFEPATH=1", f"PYTHONPATH={home}", str(interpreter())]
+
+
+def compiled() -> bool:
+    """Whether the gateway that is measured is compiled."""
+    code = (
+        "import sys; from daemons.gateway.relay import stream; sys.exit(not stream.__file__.endswith('.so'))"
+    )
+    return subprocess.run([*released(), "-c", code], check=False).returncode == 0
 
 
 def version(python: Path) -> str:

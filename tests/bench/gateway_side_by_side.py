@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.bench.gateway_peers import Command, free_port, gateway, interpreter, peers, version
+from tests.bench.gateway_peers import Command, compiled, free_port, gateway, interpreter, peers, version
 from tests.support.mock_engine import MockEngine
 
 HERE = Path(__file__).parent
@@ -203,7 +203,7 @@ def report(
         "a peer takes their requests, and tokens that come together wake it once; spread apart, every peer",
         "has the same arrivals. CPU is user and system time of a peer with all its processes; TTFT is of the",
         "paced streams. The gateway and the plain proxy run on",
-        f"{version(interpreter())}.",
+        f"{version(interpreter())}; the gateway's relay is {'compiled' if compiled() else 'interpreted'}.",
         "",
         "| peer | json CPU us/request | req/s | paced us/chunk | spread | TTFT p50 / p99 ms | bad | RSS MB |",
         "|---|---|---|---|---|---|---|---|",

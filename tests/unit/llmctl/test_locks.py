@@ -9,6 +9,11 @@ LOCKS = Path(__file__).resolve().parents[3] / "requirements"
 NAMES = sorted(path.name for path in LOCKS.glob("*.txt"))
 
 
+def releases(lock: str) -> set[str]:
+    """The packages of a lock with their versions."""
+    return set(re.findall(r"^[a-z0-9-]+==[^ ]+", (LOCKS / lock).read_text(), re.MULTILINE))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_line_is_a_pinned_release_with_hashes(name: str) -> None:
     text = (LOCKS / name).read_text()
@@ -18,10 +23,11 @@ def test_every_line_is_a_pinned_release_with_hashes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["redis.txt", "otel.txt"])
 def test_the_lock_of_an_extra_installs_a_whole_release(name: str) -> None:
-    def releases(lock: str) -> set[str]:
-        return set(re.findall(r"^[a-z0-9-]+==[^ ]+", (LOCKS / lock).read_text(), re.MULTILINE))
-
     assert releases("daemons.txt") - releases(name) == set()
+
+
+def test_the_lock_that_compiles_has_the_versions_that_check_the_types() -> None:
+    assert releases("compile.txt") - releases("dev.txt") == set()
 
 
 def test_the_cpu_lock_leaves_out_what_its_overrides_name() -> None:
