@@ -54,4 +54,5 @@ async def test_what_has_ended_leaves_no_object_behind(
         before = _objects()
         for _ in range(_TIMES):
             await ask(running)
-        await until(lambda: _objects() == before)
+        # What a look at the engine needs for a moment may be among those before.
+        await until(lambda: _objects() <= before)

@@ -16,7 +16,7 @@ import pytest
 from daemons.gateway.tenants.ledger import book
 from daemons.gateway.tenants.ledger.book import Closed, Point
 from daemons.gateway.tenants.reconcile import Tokens, compare, read_counters
-from tests.integration.simulator.conftest import Simulator
+from tests.integration.simulator.conftest import Simulator, wait_for
 from tests.support.gateway import KEY, Running, gateway, until, write_key
 
 CHAT = "/v1/chat/completions"
@@ -88,6 +88,7 @@ async def test_the_ledger_equals_the_engines_counters_over_2000_requests(
         seen, work = {"left": 0, "whole": 0}, iter(range(requests))
         await asyncio.gather(*(client(running.port, work, seed, seen) for seed in range(500)))
         await idle(running)
+        await asyncio.to_thread(wait_for, lambda: not simulator.metric("vllm:num_requests_running"))
         tenancy = running.gateway.tenancy
         rows = await asyncio.wrap_future(tenancy.ledger.ask(lambda _: ledger_rows(tmp_path / "ledger.db")))
         after = await asyncio.to_thread(counters, simulator)
