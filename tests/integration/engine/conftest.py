@@ -151,7 +151,7 @@ class EngineUnderTest:
 
     def metrics(self) -> str:
         """Its exposition."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.settings["metrics"]["port"], timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.settings["metrics"]["port"], timeout=60)
         connection.request("GET", "/metrics")
         text = connection.getresponse().read().decode()
         connection.close()

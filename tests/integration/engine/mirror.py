@@ -142,8 +142,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         with self._counted(large):
             for at in range(0, len(data), 1 << 16):
-                self.wfile.write(data[at : at + (1 << 16)])
-                self.state.served += len(data[at : at + (1 << 16)]) if large else 0
+                piece = data[at : at + (1 << 16)]
+                # Before whoever reads it may ask.
+                self.state.served += len(piece) if large else 0
+                self.wfile.write(piece)
                 time.sleep(self.state.delay)
                 if large:
                     self.state.go_on.wait(60)

@@ -133,7 +133,8 @@ def test_ctrl_c_ends_a_download_at_once_and_the_next_one_goes_on(
     with subprocess.Popen(command, env=os.environ | {"HF_ENDPOINT": mirror.url}, cwd=PROJECT) as running:
         wait_for(lambda: mirror.under_way)
         running.send_signal(signal.SIGINT)
-        assert running.wait(10) == 130
+        # Not as long as the mirror stands still.
+        assert running.wait(30) == 130
     assert Store(tmp_path).find("org/tiny", None) is None
     mirror.go_on.set()
     hub.download("org/tiny", None, Store(tmp_path), quiet)

@@ -129,7 +129,7 @@ class Exporter:
 
     def scrape(self) -> str:
         """The page."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", "/metrics")
             return connection.getresponse().read().decode()
@@ -177,7 +177,7 @@ class Exporter:
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            self.process.wait(20)
+            self.process.wait(60)
         finally:
             self.process.kill()
             self.process.wait()
@@ -200,11 +200,14 @@ def start(machine: FakeMachine, tmp_path: Path) -> Iterator[Callable[..., Export
         values: dict[str, object] = {
             "interval": 0.05,
             "slow_interval": 0.2,
-            # A busy machine may not run a worker for a second.
-            "stale_after": 3.0,
-            "worker_timeout": 4.0,
+            # A busy machine may not run a worker for seconds. Tests of a freeze say how soon it shall show.
+            "stale_after": 60.0,
+            "worker_timeout": 60.0,
+            "start_timeout": 60.0,
+            "kernel_log": "off",
+            "listen": {"port": 0},
+            **settings,
         }
-        values |= {"start_timeout": 20.0, "kernel_log": "off", "listen": {"port": 0}, **settings}
         config = tmp_path / "gpu-exporter.yaml"
         config.write_text(yaml.safe_dump(values))
         notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

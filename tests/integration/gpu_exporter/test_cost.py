@@ -96,7 +96,7 @@ def scrapes(
     exporter: Any, number: int, until: Callable[[], bool] = lambda: False, encoding: str = "identity"
 ) -> list[Scrape]:
     """`number` scrapes over one connection, as Prometheus keeps it."""
-    connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=60)
     server = exporter.process.pid
     taken = []
     for _ in range(number):

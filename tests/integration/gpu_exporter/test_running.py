@@ -14,6 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 TEMPERATURE = "gpu_temperature_celsius{"
 SUCCESS = "gpu_exporter_collection_success"
 HUNG = 'gpu_exporter_worker_endings_total{reason="hung"}'
+SOON = {"stale_after": 3.0, "worker_timeout": 4.0, "start_timeout": 20.0}
+"""When a freeze shows; a busy machine may be taken for one."""
 
 
 def runs(pid: int) -> bool:
@@ -21,6 +23,13 @@ def runs(pid: int) -> bool:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
+
+
+def working(exporter: Any) -> int:
+    """The worker, once there is one."""
+    while not (found := exporter.workers()):
+        exporter.until(exporter.workers, "a worker")
+    return int(found[0])
 
 
 def test_serves_and_tells_the_service_manager(machine: Any, start: Callable[..., Any]) -> None:
@@ -38,7 +47,7 @@ def test_no_library_is_a_state(machine: Any, start: Callable[..., Any]) -> None:
     machine.library = machine.path
     exporter = start()
     exporter.until(lambda: exporter.told("READY=1"), "READY")
-    assert exporter.value('gpu_exporter_nvml_state{state="no_library"}') == 1
+    exporter.until(lambda: exporter.value('gpu_exporter_nvml_state{state="no_library"}') == 1, "the absence")
     assert exporter.value(SUCCESS) == 0
     assert TEMPERATURE not in exporter.scrape()
 
@@ -52,12 +61,12 @@ def test_no_gpu_is_a_state(machine: Any, start: Callable[..., Any]) -> None:
 
 def test_frozen_worker(machine: Any, start: Callable[..., Any]) -> None:
     machine.use("a6000-pair")
-    exporter = start(watchdog_seconds=1)
+    exporter = start(watchdog_seconds=1, **SOON)
     exporter.until(lambda: exporter.value(TEMPERATURE) is not None, "data")
-    (frozen,) = exporter.workers()
+    frozen = working(exporter)
     machine.add("-1 hang.nvmlDeviceGetTemperature 1")
     exporter.until(lambda: exporter.value(TEMPERATURE) is None, "the gap")
-    assert exporter.value(SUCCESS) == 0
+    exporter.until(lambda: exporter.value(SUCCESS) == 0, "the failure")
     exporter.until(lambda: (exporter.value(HUNG) or 0) >= 1, "the replacement")
     exporter.until(lambda: frozen not in exporter.workers(), "the end of the frozen worker")
     assert exporter.value('gpu_exporter_nvml_state{state="ok"}') == 0
@@ -65,14 +74,14 @@ def test_frozen_worker(machine: Any, start: Callable[..., Any]) -> None:
     exporter.until(lambda: exporter.told("WATCHDOG=1"), "the watchdog, fed during a hang")
     machine.remove("-1 hang")
     exporter.until(lambda: exporter.value(TEMPERATURE) is not None, "recovery")
-    assert exporter.value(SUCCESS) == 1
+    exporter.until(lambda: exporter.value(SUCCESS) == 1, "success")
 
 
 def test_a_hung_worker_does_not_outlive_a_killed_exporter(machine: Any, start: Callable[..., Any]) -> None:
     machine.use("h100")
-    exporter = start()
+    exporter = start(**SOON)
     exporter.until(lambda: exporter.value(TEMPERATURE) is not None, "data")
-    (worker,) = exporter.workers()
+    worker = working(exporter)
     machine.add("-1 hang.nvmlDeviceGetTemperature 1")
     exporter.until(lambda: exporter.value(SUCCESS) == 0, "the hang")
     hung = exporter.workers() or [worker]
@@ -87,9 +96,9 @@ def test_a_hung_worker_does_not_outlive_a_killed_exporter(machine: Any, start: C
 def test_stopped_worker_is_replaced(machine: Any, start: Callable[..., Any]) -> None:
     """SIGSTOP: the nearest to a process the kernel does not run."""
     machine.use("h100")
-    exporter = start()
+    exporter = start(**SOON)
     exporter.until(lambda: exporter.value(TEMPERATURE) is not None, "data")
-    (frozen,) = exporter.workers()
+    frozen = working(exporter)
     os.kill(frozen, signal.SIGSTOP)
     exporter.until(lambda: frozen not in exporter.workers() and exporter.value(TEMPERATURE), "recovery")
     assert (exporter.value(HUNG) or 0) >= 1
@@ -131,7 +140,7 @@ def test_gpu_missing_after_enumeration_stays_visible(machine: Any, start: Callab
 
 def test_reload_releases_nvml(machine: Any, start: Callable[..., Any]) -> None:
     machine.use("h100")
-    exporter = start(release_hold=2)
+    exporter = start(release_hold=600)
     exporter.until(lambda: exporter.value(TEMPERATURE) is not None, "data")
     exporter.until(lambda: exporter.told("READY=1"), "READY")
     exporter.process.send_signal(signal.SIGHUP)
@@ -139,6 +148,17 @@ def test_reload_releases_nvml(machine: Any, start: Callable[..., Any]) -> None:
     assert exporter.workers() == []
     assert exporter.value('gpu_exporter_nvml_state{state="released"}') == 1
     assert exporter.value(TEMPERATURE) is None
+
+
+def test_after_the_hold_of_a_reload_a_fresh_worker_delivers(machine: Any, start: Callable[..., Any]) -> None:
+    machine.use("h100")
+    exporter = start(release_hold=0.1)
+    exporter.until(lambda: exporter.value(TEMPERATURE) is not None, "data")
+    exporter.until(lambda: exporter.told("READY=1"), "READY")
+    former = working(exporter)
+    exporter.process.send_signal(signal.SIGHUP)
+    exporter.until(lambda: exporter.told("READY=1"), "the end of the reload")
+    assert former not in exporter.workers()
     exporter.until(lambda: exporter.value(TEMPERATURE) is not None, "data after the hold")
 
 
@@ -174,10 +194,11 @@ def test_driver_newer_than_the_library_needs_a_fresh_process(machine: Any, start
     exporter.until(
         lambda: exporter.value('gpu_exporter_nvml_state{state="version_mismatch"}') == 1, "mismatch"
     )
-    (old,) = exporter.workers() or [0]
+    # The last to have met the fault may be gone: whichever runs meets it too, and has to go.
+    old = working(exporter)
+    exporter.until(lambda: old not in exporter.workers(), "the end of a process with the former library")
     machine.remove("-1 error")
     exporter.until(lambda: exporter.value(TEMPERATURE) is not None, "data")
-    assert exporter.workers() != [old]
 
 
 def test_xid_events_are_counted_and_outlive_the_worker(machine: Any, start: Callable[..., Any]) -> None:

@@ -23,8 +23,14 @@ def put(server: Simulator, **fault: Any) -> None:
     assert status == 200, body
 
 
+def lasting(server: Simulator) -> None:
+    """Half a second a token until faults are cleared: streams are still there when this process looks."""
+    put(server, fault="slow", factor=100)
+
+
 def test_a_hang_is_invisible_but_for_counters_that_stand_still(start: Start) -> None:
     server = faulty(start, "--sse-keep-alive-interval", "1")
+    lasting(server)
     with Stream(server.port, body=conversation(max_tokens=200)) as stream:
         events = stream.events()
         next(events)
@@ -69,7 +75,8 @@ def test_slow_tokens(start: Start) -> None:
     server = faulty(start, "--sim-jitter", "0")
     put(server, fault="slow", factor=20)
     server.ask(CHAT, conversation(stream=False, max_tokens=5))
-    assert server.metric("vllm:inter_token_latency_seconds_sum") >= 4 * 20 * 0.005 * 0.99
+    # The first token may be late, and the next one makes up for as much as a step takes otherwise.
+    assert server.metric("vllm:inter_token_latency_seconds_sum") >= (4 * 20 - 1) * 0.005 * 0.99
 
 
 @pytest.mark.parametrize(("kind", "complete"), [("truncate", False), ("cut", True), ("reset", False)])
@@ -148,6 +155,7 @@ def test_sigterm_without_a_timeout_leaves_streams_hanging_until_their_clients_le
 
 def test_sigterm_with_a_timeout_drains(start: Start) -> None:
     server = faulty(start, "--shutdown-timeout", "60")
+    lasting(server)
     body = conversation(max_tokens=150)
     with Stream(server.port, body=body) as stream:
         events = stream.events()

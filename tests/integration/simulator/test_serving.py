@@ -205,7 +205,7 @@ def test_a_full_queue_refuses_with_vllms_words_and_counts_it(start: Start) -> No
 
 
 def test_idle_streams_get_comments(start: Start) -> None:
-    server = start("--sim-inter-token-ms", "1500", "--sse-keep-alive-interval", "1")
+    server = start("--sim-inter-token-ms", "600000", "--sse-keep-alive-interval", "1")
     with Stream(server.port, body=conversation(max_tokens=1)) as stream:
         assert next(stream.events()) == ": keep-alive"
 
