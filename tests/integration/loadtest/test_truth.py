@@ -1,6 +1,7 @@
 """What the load tester reports is what the mock engine did."""
 
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -102,10 +103,11 @@ def test_every_failure_has_its_own_name(run: Run, tmp_path: Path, fault: str, ou
     plan.write_text(
         "mix:\n  - {name: good, output_tokens: 8}\n"
         f"  - {{name: bad, model: 'fault:{fault}', output_tokens: 8}}\n"
-        f"timeouts: {{stall: {1.5 if outcome == 'stall' else 60}}}\n"
+        f"timeouts: {{stall: {8 if outcome == 'stall' else 60}}}\n"
     )
     with MockEngine(first_us=1000, token_us=1000, unlisted=True) as engine:
-        options = ["--model", "bench", "--concurrency", "4", "--requests", "40"]
+        # Those that stall do so all at once.
+        options = ["--model", "bench", "--concurrency", "40", "--requests", "40"]
         done = run(engine.url, "--plan", str(plan), *options)
     good, bad = (g for g in done.result.groups if g.kind == "type")
     assert (good.name, good.failed, good.ok) == ("good", 0, good.requests)
@@ -115,7 +117,7 @@ def test_every_failure_has_its_own_name(run: Run, tmp_path: Path, fault: str, ou
 
 
 def test_a_timeout_is_no_stall(run: Run) -> None:
-    with MockEngine(first_us=3_000_000) as engine:
+    with MockEngine(first_us=600_000_000) as engine:
         done = run(engine.url, "--concurrency", "2", "--requests", "2", "--timeout", "300ms", *WHOLE)
     assert done.result.overall.outcomes == {"timeout": 2}
     assert done.status == 4
@@ -139,10 +141,11 @@ def test_clients_that_leave_and_clients_that_read_slowly(run: Run, tmp_path: Pat
     )
     with MockEngine(first_us=1000, token_us=1000) as engine:
         result = run(engine.url, "--plan", str(plan), "--concurrency", "6", "--requests", "60").result
-        aborted = engine.stats()["aborted"]
+        while (served := engine.stats())["running"]:
+            time.sleep(0.05)
     steady, leaving, slow = (g for g in result.groups if g.kind == "type")
     assert leaving.outcomes == {"cancelled": leaving.requests}
-    assert aborted == leaving.requests
+    assert served["aborted"] == leaving.requests
     assert (leaving.failed, leaving.error_share) == (0, 0)
     assert slow.ok == slow.requests
     assert slow.latencies == {}, "a slow reader's pace is its own"
@@ -187,7 +190,7 @@ def test_a_trace_keeps_its_times_and_lengths(run: Run, tmp_path: Path) -> None:
     assert result.overall.ok == 10
     assert result.overall.output_tokens == sum(3 + s for s in range(10))
     # At its own speed the trace takes 9 s.
-    assert 0.85 <= result.seconds < 5
+    assert 0.85 <= result.seconds < 9
 
 
 def test_conversations_go_turn_by_turn(run: Run, tmp_path: Path) -> None:
