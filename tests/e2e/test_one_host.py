@@ -6,6 +6,7 @@ Engine tiny-a runs the real vLLM on the CPU until `upgrade.yml` puts another in 
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.e2e.lab.host import Host
 from tests.e2e.lab.hosts import Lab
 from tests.e2e.load import Load
 from tests.e2e.playbooks import ANSIBLE, HF_TOKEN, SIMULATED, TINY, Playbooks, replace, until
+from tests.support import wheel
 
 pytestmark = pytest.mark.vllm
 HERE = Path(__file__).parent
@@ -115,6 +117,10 @@ def test_a_bare_host_becomes_the_service(host: Host, before: set[str], playbooks
     outcome = playbooks.must("deploy.yml")
     assert "sudo cat /etc/llm/credentials/grafana-admin" in outcome.output
     assert set(active(host).values()) == {"active"}, active(host)
+    # Debian 12's Python takes what was compiled for its own minor version.
+    fits = wheel.cannot_compile() is None and sys.version_info[:2] == (3, 11)
+    kind = "compiled" if fits else "interpreted"
+    assert f"relay {kind}" in host.sh("systemctl show -p StatusText llm-gateway")
     assert host.sh("curl -sk -o /dev/null -w '%{http_code}' https://alpha/ready") == "200"
     assert chat(host) == "200"
 
