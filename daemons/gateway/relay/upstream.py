@@ -1,7 +1,7 @@
 """A connection to an engine: one request at a time, its answer handed on as it arrives."""
 
 import asyncio
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from daemons.gateway.relay.http1 import (
     MAX_HEAD,
@@ -11,6 +11,9 @@ from daemons.gateway.relay.http1 import (
     ResponseHead,
     parse_head,
 )
+
+_MAX_INTERIM: Final = 16
+"""Responses with a status below 200 to one request."""
 
 
 class Sink(Protocol):
@@ -62,6 +65,7 @@ class EngineConnection(asyncio.Protocol):
         "_body",
         "_head",
         "_home",
+        "_interim",
         "_keep_alive",
         "_shortcut",
         "_sink",
@@ -74,6 +78,7 @@ class EngineConnection(asyncio.Protocol):
         self._home = home
         self._sink: Sink | None = None
         self._head = b""
+        self._interim = 0
         self._body: LengthBody | ChunkedBody | None = None
         self._keep_alive = True
         self._shortcut: asyncio.Protocol | None = None
@@ -93,6 +98,7 @@ class EngineConnection(asyncio.Protocol):
     def send(self, request: bytes, sink: Sink) -> None:
         """Send `request`, whole, and hand its answer to `sink`."""
         self._sink = sink
+        self._interim = 0
         self.transport.write(request)
 
     def abort(self) -> None:
@@ -125,21 +131,8 @@ class EngineConnection(asyncio.Protocol):
         self._hand_on(payload, body, sink)
 
     def _receive_head(self, data: bytes, sink: Sink) -> None:
-        if self._head:
-            data = self._head + data
-        lines, end, rest = data.partition(b"\r\n\r\n")
-        if not end:
-            if len(data) > MAX_HEAD:
-                raise ProtocolError("oversized response head")
-            self._head = data
-            return
-        head = parse_head(lines)
-        self._head = b""
-        if head.status < 200:
-            if head.status == 101:
-                raise ProtocolError("the engine switches protocols unasked")
-            if rest:
-                self._receive_head(rest, sink)
+        head, rest = self._final_head(self._head + data if self._head else data)
+        if head is None:
             return
         self._keep_alive = head.keep_alive
         if rest and len(rest) == head.length:
@@ -153,6 +146,26 @@ class EngineConnection(asyncio.Protocol):
         sink.response_began(head)
         if self._sink is not None:
             self._hand_on(payload, body, sink)
+
+    def _final_head(self, data: bytes) -> tuple[ResponseHead | None, bytes]:
+        """The head after any interim ones, and what follows it; None where it has not come, or not all of it."""
+        while True:
+            lines, end, rest = data.partition(b"\r\n\r\n")
+            if not end:
+                if len(data) > MAX_HEAD:
+                    raise ProtocolError("oversized response head")
+                self._head = data
+                return None, b""
+            head = parse_head(lines)
+            if head.status >= 200:
+                self._head = b""
+                return head, rest
+            if head.status == 101:
+                raise ProtocolError("the engine switches protocols unasked")
+            self._interim += 1
+            if self._interim > _MAX_INTERIM:
+                raise ProtocolError("too many interim responses")
+            data = rest
 
     def _hand_on(self, payload: bytes, body: LengthBody | ChunkedBody, sink: Sink) -> None:
         if payload:

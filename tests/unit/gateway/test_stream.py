@@ -223,6 +223,23 @@ def test_each_event_without_a_choice_is_left_out() -> None:
     assert got == START + b'"a"}}]}\n\ndata: [DONE]\n\n'
 
 
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("count", [16, 17, 20_000])
+async def test_interim_responses_are_passed_over_and_bounded(count: int, together: bool) -> None:
+    client, engine = _Client(), _Transport()
+    relay = streamed(client, Series())
+    relay.begin(connected(engine), b"")
+    interim = [b"HTTP/1.1 103 \r\n\r\n"] * count
+    for piece in [b"".join(interim)] if together else interim:
+        engine.receives(piece)
+    assert relay.failure is (None if count == 16 else ErrorCode.ENGINE_PROTOCOL_ERROR)
+    assert relay.detail == ("" if count == 16 else "too many interim responses")
+    if count == 16:
+        engine.receives(HEAD)
+        assert relay.head is not None
+        assert relay.head.status == 200
+
+
 @pytest.mark.parametrize("off", [-1, 1, 16])
 @pytest.mark.parametrize("text", ["a", "a" * 193])
 def test_a_chunk_of_another_size_than_it_says_ends_the_stream_with_an_error(off: int, text: str) -> None:
