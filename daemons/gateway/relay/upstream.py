@@ -148,7 +148,7 @@ class EngineConnection(asyncio.Protocol):
             self._hand_on(payload, body, sink)
 
     def _final_head(self, data: bytes) -> tuple[ResponseHead | None, bytes]:
-        """The head after any interim ones, and what follows it; None where it has not come, or not all of it."""
+        """The head after any interim ones, and what follows it; None where not all of it has come."""
         while True:
             lines, end, rest = data.partition(b"\r\n\r\n")
             if not end:
