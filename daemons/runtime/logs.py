@@ -152,24 +152,24 @@ class Records:
     """Writes records of one kind at little cost: no processors, no redaction, several to a write.
 
     For records that a daemon makes for every request out of values it knows to be safe. They reach the
-    output with the next `flush`.
+    output with the next `flush`, where lines of level ``info`` are written at all.
     """
 
     def __init__(self, service: str, event: str, stream: TextIO | None = None) -> None:
         renderer, self._sink = _output(service, stream or sys.stderr)
-        self._render = _for_records(renderer, event)
+        self._wanted: bool = structlog.get_logger().is_enabled_for(logging.INFO)
+        self._render = _for_records(renderer, event) or self._line
         self._encode = msgspec.json.Encoder(enc_hook=str).encode
         self._middle = self._encode({"level": "info", "service": service, "event": event})[1:-1]
-        self._moment = 0
+        self._second = 0
         self._begun = b""
         self._waiting: list[bytes] = []
 
     def add(self, record: msgspec.Struct) -> bool:
         """Take `record` for the next `flush`; whether it is the first since the last one."""
-        if self._render is None:
-            self._waiting.append(self._beginning() + self._encode(record)[1:])
-        else:
-            self._waiting.append(self._render(record))
+        if not self._wanted:
+            return False
+        self._waiting.append(self._render(record))
         return len(self._waiting) == 1
 
     def flush(self) -> None:
@@ -182,14 +182,12 @@ class Records:
             for record in waiting:
                 self._sink.write(record)
 
-    def _beginning(self) -> bytes:
-        """What a line begins with, the same within a millisecond."""
-        moment = int(time.time() * 1000)
-        if moment != self._moment:
-            second, millis = divmod(moment, 1000)
+    def _line(self, record: msgspec.Struct) -> bytes:
+        second, millis = divmod(int(time.time() * 1000), 1000)
+        if second != self._second:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
-            self._moment, self._begun = moment, b'{"time":"%b.%03dZ",%b,' % (stamp, millis, self._middle)
-        return self._begun
+            self._second, self._begun = second, b'{"time":"%b.' % stamp
+        return b'%b%03dZ",%b,%b' % (self._begun, millis, self._middle, self._encode(record)[1:])
 
 
 def _for_records(renderer: Any, event: str) -> Callable[[msgspec.Struct], bytes] | None:

@@ -6,7 +6,9 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
@@ -198,6 +200,41 @@ def test_a_record_is_rendered_for_the_journal_as_the_same_event_is(record: _Requ
     assert render is not None
     event = {"level": "info", "event": "request", **msgspec.structs.asdict(record)}
     assert _journal_fields(render(record)) == _journal_fields(renderer(None, "info", event))
+
+
+_A_REQUEST = _Request("r1", "high", 7, True, None, 0.25, None)
+
+
+def test_a_record_is_the_same_json_line_as_the_same_event(stream: TextIO) -> None:
+    logs.configure("x", stream=stream)
+    records = logs.Records("x", "request", stream)
+    assert records.add(_A_REQUEST)
+    assert not records.add(_A_REQUEST)
+    records.flush()
+    structlog.get_logger().info("request", **msgspec.structs.asdict(_A_REQUEST))
+    *written, event = _lines(stream)
+    for line in (*written, event):
+        assert line.pop("time")
+    assert written == [event] * 2
+
+
+def test_a_record_has_the_time_at_which_it_was_made(stream: TextIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = logs.Records("x", "request", stream)
+    moments = ("2027-01-15T07:59:59.998Z", "2027-01-15T07:59:59.999Z", "2027-01-15T08:00:00.003Z")
+    for moment in moments:
+        passed = datetime.fromisoformat(moment).timestamp() + 0.0005
+        monkeypatch.setattr(time, "time", lambda passed=passed: passed)
+        records.add(_A_REQUEST)
+    records.flush()
+    assert [line["time"] for line in _lines(stream)] == [*moments]
+
+
+def test_records_below_the_chosen_level_are_not_written(stream: TextIO) -> None:
+    logs.configure("x", level="warning", stream=stream)
+    records = logs.Records("x", "request", stream)
+    assert not records.add(_A_REQUEST)
+    records.flush()
+    assert not _lines(stream)
 
 
 def test_a_closed_reader_does_not_end_the_daemon() -> None:
