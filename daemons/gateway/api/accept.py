@@ -17,8 +17,8 @@ _ONE_PIECE = 32768
 
 X_REQUEST_ID = istr("X-Request-Id")
 _TRACEPARENT = istr("traceparent")
-# Identifiers are logged as they are, hence nothing that looks like a key.
-_REQUEST_ID = re.compile(r"(?!sk-|hf_)[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# Identifiers are logged as they are, hence nothing in them that looks like a key.
+_REQUEST_ID = re.compile(r"(?!(?:.{0,126}[.-])?(?i:sk-|hf_))[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # W3C Trace Context, version 00.
 _TRACE = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 

@@ -6,10 +6,13 @@ from unittest import mock
 import pytest
 from aiohttp import StreamReader
 from aiohttp.base_protocol import BaseProtocol
+from hypothesis import example, given
+from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from daemons.gateway.api.accept import body_at_hand
+from daemons.gateway.api.accept import body_at_hand, request_id
 from daemons.gateway.errors import ApiError
+from daemons.runtime.logs import redact
 
 NO_HEADERS: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
 
@@ -37,3 +40,22 @@ async def test_a_body_that_is_too_large_is_refused_however_it_came() -> None:
         content.feed_eof()
         with pytest.raises(ApiError, match="larger than 10 bytes"):
             body_at_hand(NO_HEADERS, content, 10)
+
+
+def named(given: str) -> str:
+    """The identifier of a request whose client gives it one."""
+    return request_id(CIMultiDictProxy(CIMultiDict({"X-Request-Id": given})))
+
+
+@pytest.mark.parametrize("given", ["a", "4bf92f35-77b3", "task-1.2_B", "disk-123456", "a" * 128])
+def test_a_clients_identifier_is_kept(given: str) -> None:
+    assert named(given) == given
+
+
+@given(st.text(alphabet="shkfSK-_.A1", max_size=140))
+@example("sk-abcdef")
+@example("x.SK-abcdef")
+@example("a-" * 60 + "hf_abcdef")
+def test_no_identifier_holds_what_the_log_would_redact(given: str) -> None:
+    taken = named(given)
+    assert redact(taken) == taken
