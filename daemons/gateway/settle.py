@@ -64,11 +64,12 @@ class Settle:
         self._history.add(record)
         if exchange.trace is not None:
             exchange.trace.end(record)
-        if failure is None:
-            if self._records.add(record):
-                self._loop.call_later(_FLUSH_SECONDS, self._records.flush)
-        else:
-            log.info("request", **msgspec.structs.asdict(record), **({"detail": detail} if detail else {}))
+        if detail or series is None:
+            # In an engine's words, or with a model of which nobody knows whether it is one: perhaps a key.
+            more = {"detail": detail} if detail else {}
+            log.info("request", **msgspec.structs.asdict(record), **more)
+        elif self._records.add(record):
+            self._loop.call_later(_FLUSH_SECONDS, self._records.flush)
 
     def close(self) -> None:
         """Write the lines that wait."""
