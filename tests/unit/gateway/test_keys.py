@@ -55,3 +55,23 @@ def test_an_unknown_and_an_expired_key_are_refused(tmp_path: Path) -> None:
     assert ring.find(b"nobody", 0) is None
     assert ring.find(b"team-a", 1_801_353_600 - 1) is not None
     assert ring.find(b"team-a", 1_801_353_600) is None
+
+
+def test_only_files_of_yaml_that_are_not_hidden_are_keys(tmp_path: Path) -> None:
+    folder, ring = _folder(tmp_path)
+    for file in ("a.yaml", ".b.yaml", ".yaml", "c.yaml.new", "d.yml"):
+        _write(tmp_path, file, f"team-{file}".replace(".", "-"))
+    (tmp_path / "gone.yaml").symlink_to(tmp_path / "nowhere")
+    folder.refresh()
+    assert ring.aliases == {"team-a-yaml"}
+    assert not folder.refresh()
+
+
+def test_of_two_new_files_for_one_name_the_first_by_its_own_name_is_it(tmp_path: Path) -> None:
+    folder, ring = _folder(tmp_path)
+    for file in ("b.yaml", "a.yaml", "c.yaml"):
+        _write(tmp_path, file, "team", f"class: {'batch' if file == 'a.yaml' else 'default'}\n")
+    folder.refresh()
+    found = ring.find(b"team", 0)
+    assert found is not None
+    assert found.priority == "batch"
