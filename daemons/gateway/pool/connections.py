@@ -6,7 +6,7 @@ from pathlib import Path
 from time import monotonic
 from urllib.parse import urlsplit
 
-from daemons.gateway.relay.upstream import EngineConnection
+from daemons.gateway.relay.upstream import EngineConnection, Outbox
 
 _IDLE_SECONDS = 3.0
 """An idle connection older than this is not used again: uvicorn closes at 5 s, and a request that crosses
@@ -27,6 +27,7 @@ class Dialer:
         parts = urlsplit(url)
         self._timeout = connect_timeout
         self._idle: list[EngineConnection] = []
+        self._outbox = Outbox()
         self._unix = parts.path if parts.scheme == "unix" else None
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -60,7 +61,7 @@ class Dialer:
         return made
 
     def _make(self) -> EngineConnection:
-        return EngineConnection(self)
+        return EngineConnection(self, self._outbox)
 
     def release(self, connection: EngineConnection) -> None:
         """Take back a connection that can carry another request."""

@@ -153,6 +153,9 @@ class Relay:
             connection.transport.pause_reading()
         return done
 
+    def request_left(self) -> None:
+        self.sent_at = monotonic()
+
     def _forget_attempt(self) -> None:
         self.head, self.failure, self.detail, self.body = None, None, "", b""
         self.first_at = self.last_at = 0.0

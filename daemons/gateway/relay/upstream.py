@@ -1,6 +1,7 @@
 """A connection to an engine: one request at a time, its answer handed on as it arrives."""
 
 import asyncio
+from time import monotonic
 from typing import Final, Protocol, cast
 
 from daemons.gateway.relay.http1 import (
@@ -14,10 +15,15 @@ from daemons.gateway.relay.http1 import (
 
 _MAX_INTERIM: Final = 16
 """Responses with a status below 200 to one request."""
+_TOGETHER: Final = 0.003
+"""Seconds that a request may wait for others of the same moment."""
 
 
 class Sink(Protocol):
     """What an answer is handed to; the methods are called from the event loop and must not raise."""
+
+    def request_left(self) -> None:
+        """The request is on its way."""
 
     def response_began(self, head: ResponseHead) -> None:
         """The head has arrived."""
@@ -52,6 +58,36 @@ class Home(Protocol):
         """The connection is closed."""
 
 
+class Outbox:
+    """Requests that are about to leave: those of the same moment leave together (docs/decisions/0014).
+
+    An engine then takes them into the same step, and answers come together, too. A request that comes alone
+    leaves in the event loop's next round.
+    """
+
+    __slots__ = ("_since", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: list[EngineConnection] = []
+        self._since = 0.0
+
+    def add(self, connection: "EngineConnection") -> None:
+        """Have `connection` send its request soon."""
+        waiting, now = self._waiting, monotonic()
+        waiting.append(connection)
+        if len(waiting) == 1:
+            self._since = now
+            asyncio.get_running_loop().call_soon(self.empty)
+        elif now - self._since >= _TOGETHER:
+            self.empty()
+
+    def empty(self) -> None:
+        """Send what waits."""
+        waiting, self._waiting = self._waiting, []
+        for connection in waiting:
+            connection.send_now()
+
+
 class EngineConnection(asyncio.Protocol):
     """A client connection, owned by its `Home` while idle.
 
@@ -67,15 +103,19 @@ class EngineConnection(asyncio.Protocol):
         "_home",
         "_interim",
         "_keep_alive",
+        "_outbox",
         "_shortcut",
         "_sink",
+        "_unsent",
         "idle_since",
         "transport",
         "used",
     )
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, outbox: Outbox) -> None:
         self._home = home
+        self._outbox = outbox
+        self._unsent = b""
         self._sink: Sink | None = None
         self._head = b""
         self._interim = 0
@@ -96,10 +136,24 @@ class EngineConnection(asyncio.Protocol):
         self._fail(exc or ConnectionResetError("the engine closed the connection"))
 
     def send(self, request: bytes, sink: Sink) -> None:
-        """Send `request`, whole, and hand its answer to `sink`."""
+        """Send `request`, whole and soon, and hand its answer to `sink`."""
         self._sink = sink
         self._interim = 0
-        self.transport.write(request)
+        self._unsent = request
+        self._outbox.add(self)
+
+    def send_now(self) -> None:
+        """Send the request that waits, unless nobody wants its answer any more."""
+        request, self._unsent = self._unsent, b""
+        if self._sink is None:
+            return
+        try:
+            self.transport.write(request)
+        except RuntimeError as error:
+            # uvloop's, where the transport has just been closed.
+            self._fail(error)
+        else:
+            self._sink.request_left()
 
     def abort(self) -> None:
         """Drop the connection; the engine takes that as the end of the request. The sink hears no more."""
@@ -118,6 +172,9 @@ class EngineConnection(asyncio.Protocol):
         if sink is None:
             # Nothing was asked: whatever this is, it must not become somebody's answer.
             self.transport.abort()
+            return
+        if self._unsent:
+            self._fail(ConnectionResetError("the engine answers what was not asked yet"))
             return
         try:
             body = self._body

@@ -14,7 +14,7 @@ from daemons.gateway.metrics import Series
 from daemons.gateway.relay.relay import Patience, Relay
 from daemons.gateway.relay.sse import OpenAIFilter
 from daemons.gateway.relay.stream import StreamRelay
-from daemons.gateway.relay.upstream import EngineConnection
+from daemons.gateway.relay.upstream import EngineConnection, Outbox
 from tests.support.fake_engine import END, STREAM_HEAD, Call, FakeEngine, answer_chat, delta, event, usage
 from tests.support.gateway import gateway, idle, until
 from tests.support.ports import free_port
@@ -76,6 +76,10 @@ class _Home:
         """Nobody kept it."""
 
 
+def _connection() -> EngineConnection:
+    return EngineConnection(_Home(), Outbox())
+
+
 class _Client(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
@@ -110,7 +114,7 @@ def test_a_lost_connection_is_freed_with_its_stream_and_transports(ends: str) ->
         with engine, reader:
             there, client = await loop.create_connection(_Client, sock=client_here)
             client.transport = there
-            made = loop.create_connection(lambda: EngineConnection(_Home()), sock=engine_here)
+            made = loop.create_connection(_connection, sock=engine_here)
             here, connection = await made
             relay = _relay(client)
             done = relay.begin(connection, b"")
@@ -145,7 +149,9 @@ def test_a_connection_that_could_not_be_made_is_freed() -> None:
     async def run() -> None:
         loop = asyncio.get_running_loop()
         with pytest.raises(ConnectionRefusedError):
-            await loop.create_connection(lambda: EngineConnection(_Home()), "127.0.0.1", free_port())
+            await loop.create_connection(
+                lambda: EngineConnection(_Home(), Outbox()), "127.0.0.1", free_port()
+            )
         assert not _alive()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -14,7 +14,7 @@ from daemons.gateway.relay.http1 import ChunkedBody
 from daemons.gateway.relay.relay import Patience, Relay
 from daemons.gateway.relay.sse import EventFilter, OpenAIFilter
 from daemons.gateway.relay.stream import StreamRelay
-from daemons.gateway.relay.upstream import EngineConnection
+from daemons.gateway.relay.upstream import EngineConnection, Outbox
 from daemons.gateway.relay.usage import TokenCounts
 from tests.unit.gateway.test_http1 import split
 from tests.unit.gateway.test_sse import _event, cuts
@@ -64,7 +64,7 @@ class _Home:
 
 def connected(engine: _Transport) -> EngineConnection:
     """A connection to an engine."""
-    connection = EngineConnection(_Home())
+    connection = EngineConnection(_Home(), Outbox())
     engine.set_protocol(connection)
     connection.connection_made(cast("asyncio.Transport", engine))
     return connection
