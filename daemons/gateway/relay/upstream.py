@@ -15,7 +15,7 @@ from daemons.gateway.relay.http1 import (
 
 _MAX_INTERIM: Final = 16
 """Responses with a status below 200 to one request."""
-_TOGETHER: Final = 0.003
+_TOGETHER: Final = 0.0005
 """Seconds that a request may wait for others of the same moment."""
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 from typing import cast
 
 import pytest
@@ -27,7 +28,7 @@ PATIENCE = Patience(first_byte=10, between_chunks=10, total=100, keep_alive=15)
 class _Transport:
     def __init__(self) -> None:
         self.written: list[bytes] = []
-        self.write = self.written.append
+        self.write: Callable[[bytes], None] = self.written.append
         self.reads = True
         self.protocol: asyncio.Protocol
 
@@ -62,9 +63,9 @@ class _Home:
         """Nobody kept it."""
 
 
-def connected(engine: _Transport) -> EngineConnection:
+def connected(engine: _Transport, outbox: Outbox | None = None) -> EngineConnection:
     """A connection to an engine."""
-    connection = EngineConnection(_Home(), Outbox())
+    connection = EngineConnection(_Home(), outbox or Outbox())
     engine.set_protocol(connection)
     connection.connection_made(cast("asyncio.Transport", engine))
     return connection
@@ -252,3 +253,62 @@ def test_a_chunk_of_another_size_than_it_says_ends_the_stream_with_an_error(off:
     assert relay.failure is ErrorCode.ENGINE_PROTOCOL_ERROR
     assert got.endswith(b"data: engine_protocol_error\n\n")
     assert b"[DONE]" not in got
+
+
+async def test_requests_of_one_moment_leave_together_in_their_order() -> None:
+    outbox, order = Outbox(), list[bytes]()
+    begun = [_begun(outbox, order, b"%d" % number) for number in range(3)]
+    begun[1].abandon()
+    assert not order
+    await asyncio.sleep(0)
+    assert order == [b"0", b"2"]
+    assert all(relay.sent_at for relay in begun)
+    # The next moment is another one.
+    _begun(outbox, order, b"3")
+    await asyncio.sleep(0)
+    assert order == [b"0", b"2", b"3"]
+
+
+async def test_a_request_does_not_wait_for_ever_for_others() -> None:
+    outbox, order = Outbox(), list[bytes]()
+    _begun(outbox, order, b"first")
+    ends = monotonic() + 60
+    while not order:
+        assert monotonic() < ends
+        _begun(outbox, order, b"later")
+    assert order[0] == b"first"
+
+
+async def test_a_connection_closed_before_its_request_left_is_lost_and_no_other() -> None:
+    outbox, order = Outbox(), list[bytes]()
+
+    def closed(_: bytes) -> None:
+        raise RuntimeError("the handler is closed")
+
+    first, engine = streamed(_Client(), Series()), _Transport()
+    engine.write = closed
+    first.begin(connected(engine, outbox), b"first")
+    second = _begun(outbox, order, b"second")
+    await asyncio.sleep(0)
+    assert first.failure is ErrorCode.ENGINE_LOST
+    assert second.failure is None
+    assert order == [b"second"]
+
+
+async def test_what_comes_before_the_request_left_is_not_its_answer() -> None:
+    client, engine = _Client(), _Transport()
+    relay = streamed(client, Series())
+    relay.begin(connected(engine), b"request")
+    engine.receives(HEAD + b"".join(_chunks([b"data: [DONE]\n\n"])) + b"0\r\n\r\n")
+    assert relay.failure is ErrorCode.ENGINE_LOST
+    await asyncio.sleep(0)
+    assert not engine.written
+    assert not client.sent.written
+
+
+def _begun(outbox: Outbox, order: list[bytes], request: bytes) -> StreamRelay:
+    """The relay of a request that is about to leave."""
+    engine, relay = _Transport(), streamed(_Client(), Series())
+    engine.write = order.append
+    relay.begin(connected(engine, outbox), request)
+    return relay
