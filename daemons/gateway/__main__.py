@@ -11,7 +11,8 @@ from pathlib import Path
 from daemons.gateway import reload, settings, succession
 from daemons.gateway.gateway import Gateway, require_tracing
 from daemons.gateway.master import START_SECONDS, Master, die_with_parent, handed_sockets
-from daemons.gateway.tenants.keys import KeyFolder, KeyRing
+from daemons.gateway.tenants.keys import KeyFolder
+from daemons.gateway.tenants.ring import KeyRing
 from daemons.gateway.tenants.shared import RedisServer
 from daemons.runtime import cli, lifecycle, sockets
 from daemons.runtime.credentials import Credentials

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
 if TYPE_CHECKING:
     from daemons.gateway.api.content import Content
     from daemons.gateway.metrics import Series
     from daemons.gateway.pool.engine import Engine
     from daemons.gateway.relay.relay import Relay
-    from daemons.gateway.tenants.keys import Tenant
     from daemons.gateway.tenants.limiter import Reservation
+    from daemons.gateway.tenants.ring import Tenant
     from daemons.gateway.tracing import Trace
 
 
-class Exchange(msgspec.Struct, eq=False):
+class Exchange:
     """What is known of a request; each stage adds its part.
 
     Attributes:
@@ -43,24 +41,58 @@ class Exchange(msgspec.Struct, eq=False):
         content: prompt and answer, where the key's are logged.
     """
 
-    request_id: str
-    tenant: Tenant
-    endpoint: str
-    arrived: float
-    client: str = ""
-    bytes_in: int = 0
-    model: str = ""
-    model_label: str = "other"
-    stream: bool = False
-    prompt_estimate: int = 0
-    queued_seconds: float = 0.0
-    engine: Engine | None = None
-    relay: Relay | None = None
-    series: Series | None = None
-    reservation: Reservation | None = None
-    entry: int = 0
-    retries: int = 0
-    status: int = 0
-    closes: bool = False
-    trace: Trace | None = None
-    content: Content | None = None
+    __slots__ = (
+        "arrived",
+        "bytes_in",
+        "client",
+        "closes",
+        "content",
+        "endpoint",
+        "engine",
+        "entry",
+        "model",
+        "model_label",
+        "prompt_estimate",
+        "queued_seconds",
+        "relay",
+        "request_id",
+        "reservation",
+        "retries",
+        "series",
+        "status",
+        "stream",
+        "tenant",
+        "trace",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        tenant: Tenant,
+        endpoint: str,
+        arrived: float,
+        client: str = "",
+        *,
+        model: str = "",
+    ) -> None:
+        self.request_id = request_id
+        self.tenant = tenant
+        self.endpoint = endpoint
+        self.arrived = arrived
+        self.client = client
+        self.model = model
+        self.bytes_in = 0
+        self.model_label = "other"
+        self.stream = False
+        self.prompt_estimate = 0
+        self.queued_seconds = 0.0
+        self.engine: Engine | None = None
+        self.relay: Relay | None = None
+        self.series: Series | None = None
+        self.reservation: Reservation | None = None
+        self.entry = 0
+        self.retries = 0
+        self.status = 0
+        self.closes = False
+        self.trace: Trace | None = None
+        self.content: Content | None = None

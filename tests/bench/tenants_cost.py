@@ -23,10 +23,11 @@ from daemons.gateway.tenants.addresses import Clients, Failures
 from daemons.gateway.tenants.authenticate import Authenticator
 from daemons.gateway.tenants.bounds import Bounds
 from daemons.gateway.tenants.key_files import hash_of
-from daemons.gateway.tenants.keys import KeyRing, KeySettings
+from daemons.gateway.tenants.keys import KeySettings
 from daemons.gateway.tenants.ledger.ledger import Ledger
 from daemons.gateway.tenants.limiter import Limiter
 from daemons.gateway.tenants.reserve import Limits
+from daemons.gateway.tenants.ring import KeyRing
 
 LIMIT_MICROSECONDS = 15.0
 _MANY = 1_000_000_000

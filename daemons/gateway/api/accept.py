@@ -11,7 +11,7 @@ from multidict import CIMultiDictProxy, istr
 from daemons.gateway.errors import ApiError, ErrorCode
 
 if TYPE_CHECKING:
-    from daemons.gateway.api.server import Arrival
+    from daemons.gateway.api.arrival import Arrival
 
 _ONE_PIECE = 32768
 

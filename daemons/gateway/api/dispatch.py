@@ -9,12 +9,13 @@ from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDictProxy
 
 from daemons.gateway.api.accept import check_framing, request_id
+from daemons.gateway.api.arrival import Arrival
 from daemons.gateway.api.cors import Cors
 from daemons.gateway.api.endpoints import ENDPOINTS, Endpoint
 from daemons.gateway.api.forms import ANTHROPIC, OPENAI, Form
 from daemons.gateway.api.inference import Inference
 from daemons.gateway.api.info import Info
-from daemons.gateway.api.server import SERVER, Arrival
+from daemons.gateway.api.server import SERVER
 from daemons.gateway.api.usage import Usage
 from daemons.gateway.errors import ApiError, ErrorCode, StrangerError
 from daemons.gateway.metrics import Metrics

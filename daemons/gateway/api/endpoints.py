@@ -1,7 +1,6 @@
 """The paths of the API: an allow-list, never a pass-through."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from daemons.gateway.api.forms import ANTHROPIC, OPENAI, RESPONSES, Form
 from daemons.gateway.policy.sanitise import EngineFields
@@ -9,7 +8,6 @@ from daemons.gateway.relay.choices import ChoicesFilter
 from daemons.gateway.relay.sse import EventFilter, OpenAIFilter, messages_filter, responses_filter
 
 
-@dataclass(frozen=True, slots=True)
 class Endpoint:
     """An API path whose requests go to an engine, under the same path.
 
@@ -22,11 +20,21 @@ class Endpoint:
             streams.
     """
 
-    path: str
-    name: str
-    form: Form
-    fields: EngineFields
-    events: Callable[[bool, bool, int], EventFilter] | None = None
+    __slots__ = ("events", "fields", "form", "name", "path")
+
+    def __init__(
+        self,
+        path: str,
+        name: str,
+        form: Form,
+        fields: EngineFields,
+        events: Callable[[bool, bool, int], EventFilter] | None = None,
+    ) -> None:
+        self.path = path
+        self.name = name
+        self.form = form
+        self.fields = fields
+        self.events = events
 
 
 def _openai(keep_final: bool, keep_all: bool, answers: int) -> EventFilter:

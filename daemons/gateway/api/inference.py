@@ -1,22 +1,22 @@
 """A request for an engine, from its arrival to its end, stage by stage."""
 
 import asyncio
-from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-import msgspec
 from aiohttp.http import HttpVersion10
 from multidict import CIMultiDictProxy
 
 from daemons.gateway.admission.queue import Admission
 from daemons.gateway.api import accept
 from daemons.gateway.api.accept import X_REQUEST_ID
+from daemons.gateway.api.arrival import Arrival
 from daemons.gateway.api.content import Content
 from daemons.gateway.api.cors import Cors
 from daemons.gateway.api.endpoints import Endpoint
+from daemons.gateway.api.engine_refusal import engine_refusal
 from daemons.gateway.api.forms import ANTHROPIC, message_of
-from daemons.gateway.api.server import Arrival, ClientConnection
+from daemons.gateway.api.server import ClientConnection
 from daemons.gateway.errors import ApiError, ErrorCode, status_of
 from daemons.gateway.exchange import Exchange
 from daemons.gateway.metrics import Metrics
@@ -30,30 +30,44 @@ from daemons.gateway.relay.stream import StreamRelay
 from daemons.gateway.settings import PRIORITIES, GatewaySettings, Priority, Timeouts
 from daemons.gateway.settle import Bill, Settle
 from daemons.gateway.tenants.authenticate import Authenticator
-from daemons.gateway.tenants.keys import Tenant
 from daemons.gateway.tenants.reserve import Limits
+from daemons.gateway.tenants.ring import Tenant
 
 if TYPE_CHECKING:
     from daemons.gateway.tracing import Tracing
 
 
-_NAMED = b" HTTP/1.1\r\nX-Request-Id: "
+_NAMED: Final = b" HTTP/1.1\r\nX-Request-Id: "
+_HTTP_1_0: Final[object] = HttpVersion10
 
 
-@dataclass(frozen=True, slots=True)
 class Stages:
     """What a request passes, in this order."""
 
-    authenticate: Authenticator
-    policy: Policy
-    limits: Limits
-    pool: Pool
-    admission: Admission
-    attempts: Attempts
-    bill: Bill
-    settle: Settle
-    metrics: Metrics
-    tracing: "Tracing | None"
+    def __init__(
+        self,
+        *,
+        authenticate: Authenticator,
+        policy: Policy,
+        limits: Limits,
+        pool: Pool,
+        admission: Admission,
+        attempts: Attempts,
+        bill: Bill,
+        settle: Settle,
+        metrics: Metrics,
+        tracing: "Tracing | None",
+    ) -> None:
+        self.authenticate = authenticate
+        self.policy = policy
+        self.limits = limits
+        self.pool = pool
+        self.admission = admission
+        self.attempts = attempts
+        self.bill = bill
+        self.settle = settle
+        self.metrics = metrics
+        self.tracing = tracing
 
 
 class Inference:
@@ -161,7 +175,7 @@ class Inference:
         client, message = arrival.client, arrival.message
         series = exchange.series
         assert series is not None  # noqa: S101 - set before admission
-        chunked = message.version != HttpVersion10
+        chunked = message.version != _HTTP_1_0
         name = exchange.request_id.encode()
         fields = [b"X-Request-Id: ", name, b"\r\n", self._stages.limits.fields(exchange.tenant)]
         if endpoint.form is ANTHROPIC:
@@ -270,33 +284,3 @@ def _patience(timeouts: Timeouts, priority: Priority | None) -> Patience:
 def allowed(tenant: Tenant, model: str) -> bool:
     """Whether `tenant` may use `model`."""
     return tenant.models is None or model in tenant.models
-
-
-class _EngineError(msgspec.Struct):
-    message: str = ""
-    param: str | None = None
-
-
-class _EngineErrorBody(msgspec.Struct):
-    error: _EngineError
-
-
-_MOST_OF_MESSAGE = 4096
-_TOO_LONG = ("maximum context length", "maximum model length", "longer than the maximum")
-
-
-def engine_refusal(status: int, body: bytes) -> ApiError:
-    """An engine's refusal of the request itself, in our words and with its reason."""
-    try:
-        given = msgspec.json.decode(body, type=_EngineErrorBody).error
-    except msgspec.MsgspecError:
-        given = _EngineError()
-    message = given.message[:_MOST_OF_MESSAGE] or f"The engine refuses the request (status {status})."
-    if status == 404 and not given.message:
-        return ApiError(ErrorCode.NOT_FOUND, "The engine of this model does not offer this path.")
-    if status == 404:
-        return ApiError(ErrorCode.MODEL_NOT_FOUND, message, param=given.param)
-    code = ErrorCode.INVALID_REQUEST
-    if any(words in message for words in _TOO_LONG):
-        code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
-    return ApiError(code, message, param=given.param, status=status if 400 <= status < 500 else 400)

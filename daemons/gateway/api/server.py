@@ -7,22 +7,24 @@ import socket
 from collections.abc import Awaitable, Callable
 from itertools import islice
 from time import monotonic
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
-import msgspec
 import structlog
-from aiohttp import StreamReader, web
+from aiohttp import web
 from aiohttp.http import StreamWriter
 from aiohttp.http_exceptions import LineTooLong
-from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
 from aiohttp.web_request import BaseRequest
 
 from daemons.gateway.api.accept import new_id
+from daemons.gateway.api.arrival import Arrival
 from daemons.gateway.api.forms import openai_body
 from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.relay.relay import Relay
 from daemons.gateway.settings import LimitSettings, Timeouts
+
+if TYPE_CHECKING:
+    from aiohttp.http_parser import RawRequestMessage
 
 log = structlog.get_logger()
 
@@ -35,22 +37,6 @@ SERVER = "llm-gateway"
 _IDLE_SECONDS = 2.0
 
 Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
-
-
-class Arrival(msgspec.Struct, eq=False, gc=False):
-    """A request whose head has arrived.
-
-    Attributes:
-        client: its connection.
-        message: its head.
-        content: its body, as it arrives.
-        request_id: as echoed to the client and logged; set by who serves it.
-    """
-
-    client: "ClientConnection"
-    message: RawRequestMessage
-    content: StreamReader
-    request_id: str = ""
 
 
 class Service(Protocol):
@@ -191,7 +177,8 @@ class ClientConnection(RequestHandler):
         writer = StreamWriter(self, self._loop)
         task = self._task_handler or asyncio.current_task()
         assert task is not None  # noqa: S101 - called within the connection's own
-        return BaseRequest(arrival.message, arrival.content, self, writer, task, self._loop)
+        head = cast("RawRequestMessage", arrival.message)
+        return BaseRequest(head, arrival.content, self, writer, task, self._loop)
 
     async def _finish(self, arrival: Arrival, answer: web.StreamResponse, *, lost: bool) -> bool:
         """Read what a client still sends after its answer, so that it comes to read that."""

@@ -1,4 +1,7 @@
-"""The most common request, read in one pass: a conversation of texts, and parameters that need no look."""
+"""The most common request, read in one pass: a conversation of texts, and parameters that need no look.
+
+Interpreted, as everything that is decoded: a compiled class does not keep what its annotations say.
+"""
 
 from typing import cast
 
@@ -8,6 +11,16 @@ from daemons.gateway.policy.bounds import PolicySettings
 from daemons.gateway.policy.media import Text
 
 ABSENT = msgspec.Raw()
+
+
+class StreamOptions(msgspec.Struct):
+    """What of usage is told in a stream."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+decode_stream_options = msgspec.json.Decoder(StreamOptions | None).decode
 
 
 class Plain(msgspec.Struct, omit_defaults=True):

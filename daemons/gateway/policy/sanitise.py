@@ -2,7 +2,7 @@
 
 import hmac
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
@@ -12,7 +12,7 @@ from daemons.gateway.policy.checks import Check, beyond, small, value_of
 from daemons.gateway.policy.checks import messages as check_messages
 from daemons.gateway.policy.items import check_items
 from daemons.gateway.policy.media import NO_MEDIA, Media, check_media, count_texts, may_hold_media
-from daemons.gateway.policy.plain import ABSENT, Plain, PlainReader
+from daemons.gateway.policy.plain import ABSENT, Plain, PlainReader, StreamOptions, decode_stream_options
 from daemons.gateway.policy.structure import check_structure
 from daemons.gateway.policy.table import RULES, Action
 
@@ -27,21 +27,13 @@ _encode = msgspec.json.Encoder().encode
 _ALL_USAGE = msgspec.Raw(b'{"include_usage":true,"continuous_usage_stats":true}')
 
 
-class _StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
-
-
-_decode_stream_options = msgspec.json.Decoder(_StreamOptions | None).decode
-
-
 _CONVERSATIONS = (
     *("messages", "input", "system", "documents", "query", "queries", "items"),
     *("data_1", "data_2", "text_1", "text_2", "prompt", "instructions"),
 )
 _BEYOND_MESSAGES = frozenset(_CONVERSATIONS) - {"messages"}
-_BYTES_OF_TOKEN = 4
-_TOKENS_OF_MEDIA = 1024
+_BYTES_OF_TOKEN: Final = 4
+_TOKENS_OF_MEDIA: Final = 1024
 """An image costs from some hundred to some thousand tokens, depending on the model."""
 _NOTHING = frozenset({b"null", b"false"})
 _FALSE = msgspec.Raw(b"false")
@@ -64,7 +56,6 @@ _FREE = frozenset(name for name, check in _CHECKS.items() if check is None)
 _FREE_IF_SMALL = _FREE | {name for name, check in _CHECKS.items() if check is small}
 
 
-@dataclass(frozen=True, slots=True)
 class EngineFields:
     """What the engine's side of an API understands.
 
@@ -76,14 +67,25 @@ class EngineFields:
         metered: whether it works on the tokens, and counts them.
     """
 
-    streams: bool = False
-    usage_in_stream: bool = False
-    cache_salt: bool = True
-    store: bool = False
-    metered: bool = True
+    __slots__ = ("cache_salt", "metered", "store", "streams", "usage_in_stream")
+
+    def __init__(
+        self,
+        *,
+        streams: bool = False,
+        usage_in_stream: bool = False,
+        cache_salt: bool = True,
+        store: bool = False,
+        metered: bool = True,
+    ) -> None:
+        self.streams = streams
+        self.usage_in_stream = usage_in_stream
+        self.cache_salt = cache_salt
+        self.store = store
+        self.metered = metered
 
 
-class Sanitised(msgspec.Struct, frozen=True):
+class Sanitised:
     """A request that may go to an engine.
 
     Attributes:
@@ -97,14 +99,37 @@ class Sanitised(msgspec.Struct, frozen=True):
         answers: to each prompt of a stream that has several in all; 0 where there is but one.
     """
 
-    model: str
-    stream: bool
-    keep_final: bool
-    keep_all: bool
-    body: bytes
-    prompt_tokens: int
-    answer_tokens: int | None
-    answers: int = 0
+    __slots__ = (
+        "answer_tokens",
+        "answers",
+        "body",
+        "keep_all",
+        "keep_final",
+        "model",
+        "prompt_tokens",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        model: str,
+        body: bytes,
+        *,
+        stream: bool,
+        keep_final: bool,
+        keep_all: bool,
+        prompt_tokens: int,
+        answer_tokens: int | None,
+        answers: int,
+    ) -> None:
+        self.model = model
+        self.body = body
+        self.stream = stream
+        self.keep_final = keep_final
+        self.keep_all = keep_all
+        self.prompt_tokens = prompt_tokens
+        self.answer_tokens = answer_tokens
+        self.answers = answers
 
 
 def parse(raw: bytes) -> Body:
@@ -205,13 +230,13 @@ class Policy:
             changed = True
         return Sanitised(
             model,
-            stream,
-            keep_final,
-            keep_all,
             _encode(body) if changed else raw,
-            _prompt_tokens(size, media) if fields.metered else 0,
-            _answer_tokens(body) if fields.streams else 0,
-            _answers(body) if stream else 0,
+            stream=stream,
+            keep_final=keep_final,
+            keep_all=keep_all,
+            prompt_tokens=_prompt_tokens(size, media) if fields.metered else 0,
+            answer_tokens=_answer_tokens(body) if fields.streams else 0,
+            answers=_answers(body) if stream else 0,
         )
 
     def _pass(self, plain: Plain, raw: bytes, cache_group: str, fields: EngineFields) -> Sanitised:
@@ -231,14 +256,14 @@ class Policy:
         answers = plain.n or 1
         return Sanitised(
             plain.model,
-            stream,
-            keep_final,
-            keep_all,
             # Encoded anew, it holds each name once: whichever of two an engine took, it is the one checked.
             _encode(plain) if changed else raw,
-            len(raw) // _BYTES_OF_TOKEN if fields.metered else 0,
-            plain.answer_tokens if fields.streams else 0,
-            answers if stream and answers > 1 else 0,
+            stream=stream,
+            keep_final=keep_final,
+            keep_all=keep_all,
+            prompt_tokens=len(raw) // _BYTES_OF_TOKEN if fields.metered else 0,
+            answer_tokens=plain.answer_tokens if fields.streams else 0,
+            answers=answers if stream and answers > 1 else 0,
         )
 
     def _apply(self, body: Body, free: Collection[str]) -> bool:
@@ -324,7 +349,7 @@ def _kept_usage(stream_options: msgspec.Raw) -> tuple[bool, bool]:
     if stream_options is ABSENT:
         return False, False
     try:
-        options: _StreamOptions | None = _decode_stream_options(stream_options)
+        options: StreamOptions | None = decode_stream_options(stream_options)
     except msgspec.MsgspecError as error:
         raise ApiError(
             ErrorCode.INVALID_REQUEST, f"'stream_options': {error}", param="stream_options"

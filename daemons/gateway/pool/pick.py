@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-import msgspec
-
 from daemons.gateway.pool.engine import Engine
 
 
-class Asked(msgspec.Struct, frozen=True):
+class Asked:
     """What a choice of engine may look at.
 
     Attributes:
@@ -19,11 +17,14 @@ class Asked(msgspec.Struct, frozen=True):
         prompt_tokens: the estimated size of its prompt.
     """
 
-    model: str
-    tenant: str
-    cache_group: str
-    body: bytes
-    prompt_tokens: int
+    __slots__ = ("body", "cache_group", "model", "prompt_tokens", "tenant")
+
+    def __init__(self, model: str, tenant: str, cache_group: str, body: bytes, prompt_tokens: int) -> None:
+        self.model = model
+        self.tenant = tenant
+        self.cache_group = cache_group
+        self.body = body
+        self.prompt_tokens = prompt_tokens
 
 
 class Routing(Protocol):

@@ -2,23 +2,21 @@
 
 import datetime as dt
 from collections.abc import Iterator
-from typing import Literal
-
-import msgspec
+from typing import Final, Literal
 
 from daemons.gateway.tenants.bounds import Bounds
+from daemons.gateway.tenants.states import AccountState, HoldState
 from daemons.gateway.tenants.windows import Budget, Charge, Window
 
 Dimension = Literal["requests", "tokens", "concurrency", "day", "month"]
 Subject = Literal["key", "address"]
-HoldState = tuple[int, int, int, int, int]
-"""Slots of the charges of a request and its tokens, tokens reserved, day, month."""
 
-FIRST_EXPECTED = 256.0
+FIRST_EXPECTED: Final = 256.0
 """Tokens to expect of an answer while nothing is known."""
-_RISE, _FALL = 0.09, 0.01
+_RISE: Final = 0.09
+_FALL: Final = 0.01
 """Steps of the running 90th percentile: they balance where one answer in ten is longer."""
-_DAY = 86400.0
+_DAY: Final = 86400.0
 
 
 class Refused(Exception):
@@ -39,14 +37,17 @@ class Refused(Exception):
         self.wait = wait
 
 
-class Periods(msgspec.Struct, frozen=True):
+class Periods:
     """The calendar day and month (UTC) of a moment, as numbers, and the POSIX times of their ends."""
 
-    day: int
-    month: int
-    day_begins: float
-    day_ends: float
-    month_ends: float
+    __slots__ = ("day", "day_begins", "day_ends", "month", "month_ends")
+
+    def __init__(self, day: int, month: int, month_ends: float) -> None:
+        self.day = day
+        self.month = month
+        self.day_begins = day * _DAY
+        self.day_ends = (day + 1) * _DAY
+        self.month_ends = month_ends
 
 
 def day_of(number: int) -> Periods:
@@ -60,7 +61,7 @@ def periods_of(wall: float) -> Periods:
     date = dt.datetime.fromtimestamp(day * _DAY, dt.UTC)
     month = date.year * 12 + date.month
     following = date.replace(year=month // 12, month=month % 12 + 1, day=1)
-    return Periods(day, month, day * _DAY, (day + 1) * _DAY, following.timestamp())
+    return Periods(day, month, following.timestamp())
 
 
 class Account:
@@ -191,7 +192,7 @@ class Account:
             if limit is not None:
                 yield dimension, use / limit
 
-    def export(self) -> "AccountState":
+    def export(self) -> AccountState:
         """As handed over to another process, or to a later one."""
         return AccountState(
             self.requests.export(),
@@ -216,19 +217,10 @@ Part = tuple[Account, Charge, Charge]
 """What a request holds of one account: the charges of itself and of its tokens."""
 
 
-class AccountState(msgspec.Struct, frozen=True):
-    """An `Account`, exported; what is in flight follows from the open reservations."""
-
-    requests: list[Charge]
-    tokens: list[Charge]
-    days: dict[int, int]
-    months: dict[int, int]
-    expected: float
-
-    def restore(self, subject: Subject, shift: int) -> Account:
-        """The account, its charges `shift` slots later."""
-        account = Account(subject, Budget(self.days), Budget(self.months))
-        account.requests = Window([[slot + shift, amount] for slot, amount in self.requests])
-        account.tokens = Window([[slot + shift, amount] for slot, amount in self.tokens])
-        account.expected = self.expected
-        return account
+def restored(state: AccountState, subject: Subject, shift: int) -> Account:
+    """The account that was exported, its charges `shift` slots later."""
+    account = Account(subject, Budget(state.days), Budget(state.months))
+    account.requests = Window([[slot + shift, amount] for slot, amount in state.requests])
+    account.tokens = Window([[slot + shift, amount] for slot, amount in state.tokens])
+    account.expected = state.expected
+    return account

@@ -9,7 +9,7 @@ from multidict import CIMultiDictProxy, istr
 
 from daemons.gateway.errors import ErrorCode, StrangerError
 from daemons.gateway.tenants.addresses import Clients, Failures, group_of, parse_address
-from daemons.gateway.tenants.keys import KeyRing, Tenant
+from daemons.gateway.tenants.ring import KeyRing, Tenant
 
 _X_API_KEY = istr("X-API-Key")
 _MAX_KEY = 512

@@ -14,8 +14,9 @@ import structlog
 
 from daemons.gateway.tenants.accounts import Dimension, Refused, Subject
 from daemons.gateway.tenants.bounds import Bounds
-from daemons.gateway.tenants.limiter import LimiterState, Reservation
+from daemons.gateway.tenants.limiter import Reservation
 from daemons.gateway.tenants.reserve import Limits, StoreLost
+from daemons.gateway.tenants.states import LimiterState
 
 log = structlog.get_logger()
 

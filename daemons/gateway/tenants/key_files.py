@@ -31,8 +31,7 @@ def hash_of(secret: str) -> str:
 
 def live_secrets(key: KeySettings, now: dt.datetime) -> list[SecretSettings]:
     """The secrets that have not expired."""
-    given = [s if isinstance(s, SecretSettings) else SecretSettings(hash=s) for s in key.secrets]
-    return [s for s in given if s.expires is None or s.expires > now]
+    return [s for s in key.all_secrets() if s.expires is None or s.expires > now]
 
 
 def rotated(key: KeySettings, secret: str, former_until: dt.datetime, now: dt.datetime) -> KeySettings:

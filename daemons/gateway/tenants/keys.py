@@ -5,11 +5,8 @@ force and the fault is reported.
 """
 
 import datetime as dt
-import hmac
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +15,7 @@ from pydantic import Field, model_validator
 
 from daemons.gateway.settings import Name, Priority
 from daemons.gateway.tenants.bounds import Bounds, Network
-from daemons.gateway.tenants.rate_lines import RateLines
+from daemons.gateway.tenants.ring import KeyRing
 from daemons.runtime import settings
 from daemons.runtime.settings import ConfigError, Fault, Settings
 
@@ -64,94 +61,9 @@ class KeySettings(Settings):
             raise ValueError("expires: expected a time with its zone, as in 2027-01-31T00:00:00Z")
         return self
 
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """An authenticated key.
-
-    Attributes:
-        alias: its name.
-        priority: its class.
-        models: models it may use; None is all.
-        networks: networks it may come from; empty is all.
-        limits: what it may use.
-        expires: POSIX time at which it ceases to work; None is never.
-        cache_group: name under which its prefix cache is kept.
-        rate_lines: header lines that tell where it stands.
-    """
-
-    alias: str
-    priority: Priority
-    models: frozenset[str] | None
-    networks: tuple[Network, ...]
-    limits: Bounds
-    expires: float | None
-    cache_group: str
-    rate_lines: RateLines = field(init=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rate_lines", RateLines(self.limits))
-
-
-@dataclass(frozen=True, slots=True)
-class _Secret:
-    digest: bytes
-    expires: float | None
-    tenant: Tenant | None
-
-
-_NOBODYS = _Secret(sha256(b"").digest(), None, None)
-
-
-class KeyRing:
-    """The keys in force, by the digest of their secrets.
-
-    Attributes:
-        aliases: names of all keys, disabled ones included.
-        limits: what each may use, by alias.
-    """
-
-    def __init__(self) -> None:
-        self._secrets: dict[bytes, _Secret] = {}
-        self.aliases: frozenset[str] = frozenset()
-        self.limits: dict[str, Bounds] = {}
-
-    def replace(self, keys: Iterable[KeySettings]) -> None:
-        """Put `keys` in force."""
-        secrets: dict[bytes, _Secret] = {}
-        limits = {}
-        for key in keys:
-            limits[key.name] = key.limits
-            if not key.disabled:
-                secrets.update({secret.digest: secret for secret in _secrets_of(key)})
-        self._secrets, self.aliases, self.limits = secrets, frozenset(limits), limits
-
-    def find(self, presented: bytes, now: float) -> Tenant | None:
-        """The tenant of a presented key at POSIX time `now`; an unknown key costs the same as a known one."""
-        digest = sha256(presented).digest()
-        secret = self._secrets.get(digest, _NOBODYS)
-        if not hmac.compare_digest(digest, secret.digest):
-            return None
-        if secret.expires is not None and now >= secret.expires:
-            return None
-        return secret.tenant
-
-
-def _secrets_of(key: KeySettings) -> Iterable[_Secret]:
-    expires = key.expires.timestamp() if key.expires else None
-    tenant = Tenant(
-        alias=key.name,
-        priority=key.priority,
-        models=None if "*" in key.models else frozenset(key.models),
-        networks=key.networks,
-        limits=key.limits,
-        expires=expires,
-        cache_group=key.cache_group or key.name,
-    )
-    for given in key.secrets:
-        secret = given if isinstance(given, SecretSettings) else SecretSettings(hash=given)
-        ends = [e for e in (expires, secret.expires.timestamp() if secret.expires else None) if e is not None]
-        yield _Secret(bytes.fromhex(secret.hash.partition(":")[2]), min(ends, default=None), tenant)
+    def all_secrets(self) -> list[SecretSettings]:
+        """Its secrets, those without an end of their own included."""
+        return [s if isinstance(s, SecretSettings) else SecretSettings(hash=s) for s in self.secrets]
 
 
 class KeyFolder:

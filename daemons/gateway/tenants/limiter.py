@@ -5,24 +5,22 @@ Pure: it decides at once, on this process' own state, by the clocks it is given.
 
 from collections.abc import Callable
 from itertools import islice
-from typing import Protocol
-
-import msgspec
+from typing import Final, Protocol
 
 from daemons.gateway.tenants.accounts import (
     FIRST_EXPECTED,
     Account,
-    AccountState,
-    HoldState,
     Part,
     Periods,
     day_of,
     periods_of,
+    restored,
 )
 from daemons.gateway.tenants.bounds import Bounds
+from daemons.gateway.tenants.states import LimiterState, OpenReservation
 from daemons.gateway.tenants.windows import slots
 
-_PRUNED_AT_ONCE = 1000
+_PRUNED_AT_ONCE: Final = 1000
 
 
 class Elsewhere(Protocol):
@@ -35,7 +33,7 @@ class Elsewhere(Protocol):
         """The request never came to an engine."""
 
 
-class Reservation(msgspec.Struct, eq=False):
+class Reservation:
     """What a request holds of its key's limits, and of its address'.
 
     Whichever of `settle` and `cancel` is called first is the one that counts.
@@ -51,14 +49,27 @@ class Reservation(msgspec.Struct, eq=False):
         elsewhere: who else counts it.
     """
 
-    limiter: "Limiter"
-    number: int
-    alias: str
-    address: str
-    tokens: int
-    at: Periods
-    parts: tuple[Part, ...]
-    elsewhere: tuple[Elsewhere, ...] = ()
+    __slots__ = ("address", "alias", "at", "elsewhere", "limiter", "number", "parts", "tokens")
+
+    def __init__(
+        self,
+        limiter: "Limiter",
+        number: int,
+        alias: str,
+        *,
+        address: str,
+        tokens: int,
+        at: Periods,
+        parts: tuple[Part, ...],
+    ) -> None:
+        self.limiter = limiter
+        self.number = number
+        self.alias = alias
+        self.address = address
+        self.tokens = tokens
+        self.at = at
+        self.parts = parts
+        self.elsewhere: tuple[Elsewhere, ...] = ()
 
     def settle(self, prompt: int, completion: int) -> bool:
         """The request has ended and used so many tokens; False where that was said before."""
@@ -91,7 +102,7 @@ class Reservation(msgspec.Struct, eq=False):
         """Nobody will say what the request used: the estimate stands; False where it was settled before."""
         return self.settle(self.tokens, 0)
 
-    def export(self) -> "OpenReservation":
+    def export(self) -> OpenReservation:
         """As handed over to another process."""
         holds = [
             (request[0], charge[0], self.tokens, self.at.day, self.at.month)
@@ -160,7 +171,9 @@ class Limiter:
             theirs.check(self._address_bounds, tokens, now, wall, at)
             parts = (account.take(tokens, now, at), theirs.take(tokens, now, at))
         self._number = number = self._number + 1
-        made = self.open[number] = Reservation(self, number, alias, address, tokens, at, parts)
+        made = self.open[number] = Reservation(
+            self, number, alias, address=address, tokens=tokens, at=at, parts=parts
+        )
         return made
 
     def periods(self) -> Periods:
@@ -184,7 +197,7 @@ class Limiter:
                     # To the end of the line, so that every account has its turn.
                     accounts[name] = account
 
-    def export(self) -> "LimiterState":
+    def export(self) -> LimiterState:
         """Everything, for another process or a later one."""
         return LimiterState(
             monotonic=self.monotonic(),
@@ -194,7 +207,7 @@ class Limiter:
             open=[reservation.export() for reservation in self.open.values()],
         )
 
-    def restore(self, state: "LimiterState", *, same_boot: bool) -> dict[int, Reservation]:
+    def restore(self, state: LimiterState, *, same_boot: bool) -> dict[int, Reservation]:
         """Go on from `state`; its open reservations, by the number they had there.
 
         Args:
@@ -206,9 +219,9 @@ class Limiter:
             age = max(0.0, self.wall() - state.wall) - (self.monotonic() - state.monotonic)
         shift = -slots(age)
         for name, given in state.keys.items():
-            self.keys[name] = given.restore("key", shift)
+            self.keys[name] = restored(given, "key", shift)
         for name, given in state.addresses.items():
-            self.addresses[name] = given.restore("address", shift)
+            self.addresses[name] = restored(given, "address", shift)
         found = {}
         for held in state.open:
             if not held.holds:
@@ -220,25 +233,14 @@ class Limiter:
             # All of it was taken at once: the same tokens, of the same day.
             _, _, tokens, day, _ = held.holds[0]
             self._number += 1
-            made = Reservation(self, self._number, held.alias, held.address, tokens, day_of(day), parts)
+            made = Reservation(
+                self,
+                self._number,
+                held.alias,
+                address=held.address,
+                tokens=tokens,
+                at=day_of(day),
+                parts=parts,
+            )
             self.open[made.number] = found[held.number] = made
         return found
-
-
-class OpenReservation(msgspec.Struct, frozen=True):
-    """A `Reservation`, exported."""
-
-    number: int
-    alias: str
-    address: str
-    holds: list[HoldState]
-
-
-class LimiterState(msgspec.Struct, frozen=True):
-    """A `Limiter`, exported at a monotonic and a wall time."""
-
-    monotonic: float
-    wall: float
-    keys: dict[str, AccountState]
-    addresses: dict[str, AccountState]
-    open: list[OpenReservation] = []

@@ -6,10 +6,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from daemons.gateway.tenants.keys import KeyRing
 from daemons.gateway.tenants.ledger.ledger import Ledger
 from daemons.gateway.tenants.limiter import Limiter
 from daemons.gateway.tenants.reserve import Limits
+from daemons.gateway.tenants.ring import KeyRing
 from daemons.gateway.tenants.shared import SharedLimits
 
 

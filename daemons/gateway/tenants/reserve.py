@@ -10,8 +10,8 @@ from daemons.gateway.metrics import Counter
 from daemons.gateway.tenants.accounts import Refused
 from daemons.gateway.tenants.addresses import group_of
 from daemons.gateway.tenants.bounds import Bounds
-from daemons.gateway.tenants.keys import Tenant
 from daemons.gateway.tenants.limiter import Elsewhere, Limiter, Reservation
+from daemons.gateway.tenants.ring import Tenant
 
 log = structlog.get_logger()
 

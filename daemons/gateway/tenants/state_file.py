@@ -9,7 +9,8 @@ import msgspec
 import structlog
 
 from daemons.gateway.tenants.accounts import Account
-from daemons.gateway.tenants.limiter import Limiter, LimiterState
+from daemons.gateway.tenants.limiter import Limiter
+from daemons.gateway.tenants.states import LimiterState
 
 log = structlog.get_logger()
 

@@ -17,12 +17,13 @@ from daemons.gateway.succession import Succession
 from daemons.gateway.tenants.addresses import Clients, Failures
 from daemons.gateway.tenants.authenticate import Authenticator
 from daemons.gateway.tenants.hand_over import HandOver
-from daemons.gateway.tenants.keys import KeyFolder, KeyRing
+from daemons.gateway.tenants.keys import KeyFolder
 from daemons.gateway.tenants.ledger.ledger import Ledger
 from daemons.gateway.tenants.limiter import Limiter
 from daemons.gateway.tenants.meters import TenantsCollector
 from daemons.gateway.tenants.reconcile import Reconciliation
 from daemons.gateway.tenants.reserve import Limits
+from daemons.gateway.tenants.ring import KeyRing
 from daemons.gateway.tenants.shared import RedisServer, SharedLimits
 from daemons.gateway.tenants.state_file import StateFile
 

@@ -1,13 +1,15 @@
 """Counting what was used within the last minute, and within calendar periods. Pure: every time is given."""
 
 from collections import deque
+from typing import Final
 
-_PER_SECOND = 2
-_SECONDS = 60.0
-_SLOTS = 60 * _PER_SECOND
-_LONG_AGO, _NEVER = -(1 << 40), 1 << 40
+_PER_SECOND: Final = 2
+_SECONDS: Final = 60.0
+_SLOTS: Final = 60 * _PER_SECOND
+_LONG_AGO: Final = -(1 << 40)
+_NEVER: Final = 1 << 40
 
-RENEWED_SECONDS = 61
+RENEWED_SECONDS: Final = 61
 """Whole seconds until nothing is left of what was used within this half second."""
 
 Charge = list[int]
@@ -109,7 +111,7 @@ def slots(seconds: float) -> int:
     return int(seconds * _PER_SECOND)
 
 
-_KEPT_PERIODS = 4
+_KEPT_PERIODS: Final = 4
 
 
 class Budget:

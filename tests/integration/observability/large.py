@@ -14,11 +14,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from daemons.gateway.metrics import Metrics
 from daemons.gateway.settings import PRIORITIES
 from daemons.gateway.tenants.bounds import Bounds
-from daemons.gateway.tenants.keys import KeyRing, KeySettings
+from daemons.gateway.tenants.keys import KeySettings
 from daemons.gateway.tenants.ledger.ledger import Ledger
 from daemons.gateway.tenants.limiter import Limiter
 from daemons.gateway.tenants.meters import TenantsCollector
 from daemons.gateway.tenants.reserve import Limits
+from daemons.gateway.tenants.ring import KeyRing
 from daemons.runtime.control import EngineState
 
 KEYS, ENGINES, GPUS = 200, 8, 8

@@ -9,7 +9,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.tenants.addresses import Clients, Failures, group_of
 from daemons.gateway.tenants.authenticate import Authenticator
-from daemons.gateway.tenants.keys import KeyRing, KeySettings
+from daemons.gateway.tenants.keys import KeySettings
+from daemons.gateway.tenants.ring import KeyRing
 
 PROXIES = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))
 

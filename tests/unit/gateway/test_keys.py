@@ -3,7 +3,8 @@
 from hashlib import sha256
 from pathlib import Path
 
-from daemons.gateway.tenants.keys import KeyFolder, KeyRing
+from daemons.gateway.tenants.keys import KeyFolder
+from daemons.gateway.tenants.ring import KeyRing
 
 
 def _write(folder: Path, file: str, name: str, extra: str = "") -> None:

@@ -13,10 +13,10 @@ import pytest
 from daemons.gateway.exchange import Exchange
 from daemons.gateway.relay.usage import TokenCounts
 from daemons.gateway.tenants.bounds import Bounds
-from daemons.gateway.tenants.keys import Tenant
 from daemons.gateway.tenants.ledger import book
 from daemons.gateway.tenants.ledger.book import Batch, Closed
 from daemons.gateway.tenants.ledger.ledger import Ledger
+from daemons.gateway.tenants.ring import Tenant
 
 DAY = 86_400_000_000
 NOON = 1_800_014_400_000_000
@@ -32,7 +32,7 @@ def until(what: Callable[[], Any]) -> Any:
 
 
 def exchange(alias: str = "team", arrived: float | None = None) -> Exchange:
-    tenant = Tenant(alias, "default", None, (), Bounds(), None, alias)
+    tenant = Tenant(alias, limits=Bounds(), cache_group=alias)
     return Exchange("r1", tenant, "chat", time.monotonic() if arrived is None else arrived, model="m")
 
 

@@ -12,7 +12,8 @@ import yaml
 from rich.console import Console
 
 from daemons.gateway.tenants.key_files import KeyFiles
-from daemons.gateway.tenants.keys import KeyFolder, KeyRing, Tenant
+from daemons.gateway.tenants.keys import KeyFolder
+from daemons.gateway.tenants.ring import KeyRing, Tenant
 from daemons.llmctl.__main__ import main
 from daemons.llmctl.keys import table
 

@@ -14,6 +14,7 @@ import structlog
 
 from daemons.gateway.tenants.ledger import book
 from daemons.gateway.tenants.ledger.book import Batch, ClosedRow, Opened
+from daemons.gateway.tenants.ledger.row import closed_row
 
 if TYPE_CHECKING:
     from daemons.gateway.exchange import Exchange
@@ -121,26 +122,7 @@ class Ledger:
         if len(self._closed) >= self._capacity:
             self.dropped += 1
             return
-        relay, arrived, queued = exchange.relay, exchange.arrived, exchange.queued_seconds
-        ended = time.time_ns() // 1000
-        # As `Closed`; SQLite binds plain tuples of plain integers at half the cost.
-        row = (
-            ended - int((now - arrived) * 1e6),
-            ended,
-            exchange.tenant.alias,
-            exchange.model,
-            exchange.endpoint,
-            exchange.engine.name if exchange.engine is not None else None,
-            exchange.request_id,
-            1 if exchange.stream else 0,
-            outcome,
-            counts.prompt,
-            counts.cached,
-            counts.completion,
-            1 if estimated else 0,
-            int(queued * 1e6) if queued else 0,
-            int((relay.first_at - arrived) * 1e6) if relay is not None and relay.first_at else None,
-        )
+        row = closed_row(exchange, counts, outcome, now, estimated=estimated)
         self._closed.append((row, 0 if unseen else number))
         if not self._awake:
             self._stir()
