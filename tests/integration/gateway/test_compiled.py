@@ -1,4 +1,4 @@
-"""The relay as releases run it: compiled, from the wheel that Python takes what fits it of."""
+"""The gateway as releases run it: what requests pass is compiled, and the wheel fits every host."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from zipfile import ZipFile
@@ -14,14 +15,28 @@ import pytest
 
 from tests.support import wheel
 
-MODULES = ("choices", "http1", "relay", "sse", "stream", "upstream")
+PROJECT = tomllib.loads((wheel.REPO / "pyproject.toml").read_text(encoding="utf-8"))
+SOURCES: list[str] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["modules"]
 THEIR_TESTS = (
+    "tests/unit/gateway/test_accept.py",
+    "tests/unit/gateway/test_addresses.py",
+    "tests/unit/gateway/test_admission.py",
     "tests/unit/gateway/test_http1.py",
+    "tests/unit/gateway/test_keys.py",
+    "tests/unit/gateway/test_ledger.py",
+    "tests/unit/gateway/test_limiter.py",
+    "tests/unit/gateway/test_limits_hand_over.py",
+    "tests/unit/gateway/test_policy.py",
+    "tests/unit/gateway/test_policy_parts.py",
     "tests/unit/gateway/test_sse.py",
     "tests/unit/gateway/test_stream.py",
+    "tests/integration/gateway/test_connections.py",
+    "tests/integration/gateway/test_http.py",
+    "tests/integration/gateway/test_limits.py",
+    "tests/integration/gateway/test_memory.py",
+    "tests/integration/gateway/test_places.py",
     "tests/integration/gateway/test_relay.py",
     "tests/integration/gateway/test_relay_freed.py",
-    "tests/integration/gateway/test_memory.py",
 )
 GLIBC_OF_UBUNTU_2204 = 35
 # Imports every module of the gateway; says where each lies, and which classes no compiled base can have.
@@ -75,15 +90,16 @@ def _look(folder: Path) -> Mapping[str, dict[str, str]]:
 
 
 def _suffixes(files: Mapping[str, str]) -> set[str]:
-    return {Path(files[f"daemons.gateway.relay.{module}"]).suffix for module in MODULES}
+    modules = [source.removesuffix(".py").replace("/", ".") for source in SOURCES]
+    return {Path(files[module]).suffix for module in modules}
 
 
 def test_the_wheel_holds_both_forms_and_still_fits_everywhere(built: Path) -> None:
     assert built.name.endswith("-py3-none-any.whl")
     names = ZipFile(built).namelist()
-    for module in MODULES:
-        assert f"daemons/gateway/relay/{module}.py" in names
-        assert [name for name in names if name.startswith(f"daemons/gateway/relay/{module}.cpython-")]
+    for source in SOURCES:
+        assert source in names
+        assert [name for name in names if name.startswith(f"{source.removesuffix('.py')}.cpython-")]
     others = [name for name in names if not name.startswith("daemons/")]
     assert all(".dist-info/" in name for name in others), "nothing beside the package"
 
@@ -126,9 +142,10 @@ def test_without_a_compiler_the_wheel_holds_sources_and_the_build_says_so(tmp_pa
     assert not [name for name in names if name.endswith(".so")]
 
 
-def test_the_relay_s_tests_pass_on_the_compiled_one(installed: Path, tmp_path: Path) -> None:
+def test_the_tests_of_the_compiled_modules_pass_on_them(installed: Path, tmp_path: Path) -> None:
     shutil.copytree(installed / "daemons", tmp_path / "daemons")
     shutil.copytree(wheel.REPO / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(wheel.REPO / "docs", tmp_path / "docs")  # the policy's table is held against its page
     shutil.copy(wheel.REPO / "pyproject.toml", tmp_path)
     assert _suffixes(_look(tmp_path)["files"]) == {".so"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *THEIR_TESTS]

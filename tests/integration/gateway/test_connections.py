@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from daemons.gateway.policy.sanitise import Policy
+from daemons.gateway.policy.plain import PlainReader
 from tests.support.fake_engine import FakeEngine, answer_chat
 from tests.support.gateway import KEY, gateway
 
@@ -52,7 +52,7 @@ async def test_an_error_of_ours_is_told_and_leaves_nothing_behind(
     with capture_logs() as lines:
         async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
             with monkeypatch.context() as patch:
-                patch.setattr(Policy, "__call__", fail)
+                patch.setattr(PlainReader, "__call__", fail)
                 raw = await running.raw(CHAT + CHAT)
             assert _statuses(raw) == [500]
             assert b'"code":"internal_error"' in raw

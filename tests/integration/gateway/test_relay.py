@@ -3,12 +3,9 @@
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from daemons.gateway.errors import ErrorCode
-from daemons.gateway.relay.attempts import Attempts
 from tests.support.fake_engine import (
     END,
     STREAM_HEAD,
@@ -39,20 +36,23 @@ async def test_an_answer_in_one_piece(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_fault_of_ours_after_the_first_byte_is_never_a_second_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+    tmp_path: Path, stream: bool
 ) -> None:
-    run = Attempts.run
-
-    async def faulty(*arguments: Any) -> ErrorCode | None:
-        await run(*arguments)
-        raise RuntimeError
-
-    monkeypatch.setattr(Attempts, "run", faulty)
     body = json.dumps({"model": "m", "messages": [], "stream": stream}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\n".encode()
     async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+        inference = running.gateway._inference
+        assert inference is not None
+
+        def fail(_: float) -> None:
+            (exchange,) = inference.active
+            assert exchange.relay is not None
+            exchange.relay._done.set_exception(RuntimeError())
+
+        running.gateway._metrics.series("m", "chat", "default").first = fail
         raw = await running.raw(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body))
         assert raw.count(b"HTTP/1.1 ") == 1
+        assert (await running.metrics())[OK.replace("ok", "internal_error")] == 1
         assert idle(running)
 
 
