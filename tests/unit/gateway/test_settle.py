@@ -15,7 +15,7 @@ from daemons.gateway.history import History, Record
 from daemons.gateway.metrics import Metrics
 from daemons.gateway.settle import Bill, Settle
 from daemons.gateway.tenants.bounds import Bounds
-from daemons.gateway.tenants.keys import Tenant
+from daemons.gateway.tenants.ring import Tenant
 from daemons.runtime import logs
 from daemons.runtime.logs import Records
 
