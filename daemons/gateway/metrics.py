@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections import Counter as Counts
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
-from math import inf
+from math import inf, nan
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -44,7 +44,8 @@ class Histogram:
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
-        self._edges = (-inf, *bounds, inf)
+        # No number is at or below a nan.
+        self._edges = (nan, *bounds, inf)
         self._counts = [0] * (len(bounds) + 1)
         self._noted: list[float] = []
         self.note = self._noted.append

@@ -48,7 +48,7 @@ class Settle:
         counts, estimated = self._counts(exchange)
         reservation = exchange.reservation
         if reservation is not None:
-            if relay is not None and relay.sent_at:
+            if relay is not None and relay.left:
                 reservation.settle(counts.prompt, counts.completion)
             else:
                 reservation.cancel()
@@ -78,7 +78,7 @@ class Settle:
     def _counts(self, exchange: Exchange) -> tuple[TokenCounts, bool]:
         """What was used, and whether that is only estimated."""
         relay = exchange.relay
-        if relay is None or not relay.sent_at:
+        if relay is None or not relay.left:
             return _NOTHING, False
         if relay.head is not None and relay.head.status != 200:
             return _NOTHING, False

@@ -225,6 +225,9 @@ class Inference:
             detail = relay.detail
             relay.abandon()
             client.relay = None
+            if failure is ErrorCode.INTERNAL_ERROR and relay.opened:
+                # Whatever were said now would be read as more of this answer, or as the next one.
+                client.drop()
         now = monotonic()
         self._stages.settle(exchange, failure, now, detail)
         if exchange.content is not None:

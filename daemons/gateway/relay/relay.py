@@ -74,6 +74,7 @@ class Relay:
         answered: part of an answer went to the client, so that no other engine may take over.
         bytes_out: bytes written to the client.
         sent_at: loop time at which the request went to the engine.
+        left: the request has left for an engine, which may have worked on it.
         first_at: loop time of the first piece of the answer; 0 before.
         last_at: loop time of the last one.
         paused: the client does not keep up, and the engine is not read.
@@ -100,6 +101,7 @@ class Relay:
         "first_at",
         "head",
         "last_at",
+        "left",
         "opened",
         "paused",
         "sent_at",
@@ -137,6 +139,7 @@ class Relay:
         self.body = b""
         self.opened = False
         self.answered = False
+        self.left = False
         self.paused = False
         self.bytes_out = 0
         self.sent_at = self.first_at = self.last_at = 0.0
@@ -154,6 +157,7 @@ class Relay:
         return done
 
     def request_left(self) -> None:
+        self.left = True
         self.sent_at = monotonic()
 
     def _forget_attempt(self) -> None:

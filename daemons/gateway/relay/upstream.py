@@ -149,8 +149,7 @@ class EngineConnection(asyncio.Protocol):
             return
         try:
             self.transport.write(request)
-        except RuntimeError as error:
-            # uvloop's, where the transport has just been closed.
+        except Exception as error:  # noqa: BLE001 - one connection's fault must not keep the others' requests
             self._fail(error)
         else:
             self._sink.request_left()

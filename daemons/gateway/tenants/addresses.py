@@ -60,10 +60,12 @@ class Clients:
             return client
         for entry in reversed(",".join(headers.getall(hdrs.X_FORWARDED_FOR, ())).split(",")):
             hop = entry.strip()
-            if not hop.isascii() or parse_address(hop) is None:
+            address = parse_address(hop) if hop.isascii() else None
+            if address is None:
                 break
-            client = hop
-            if not self._is_proxy(hop):
+            # Without a zone: it may be any text, and addresses are logged.
+            client = str(address)
+            if not self._is_proxy(client):
                 break
         return client
 

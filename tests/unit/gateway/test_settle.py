@@ -12,9 +12,11 @@ import pytest
 from daemons.gateway.errors import ErrorCode
 from daemons.gateway.exchange import Exchange
 from daemons.gateway.history import History, Record
-from daemons.gateway.metrics import Metrics
+from daemons.gateway.metrics import Metrics, Series
+from daemons.gateway.relay.relay import Client, Patience, Relay
 from daemons.gateway.settle import Bill, Settle
 from daemons.gateway.tenants.bounds import Bounds
+from daemons.gateway.tenants.limiter import Limiter, Reservation
 from daemons.gateway.tenants.ring import Tenant
 from daemons.runtime import logs
 from daemons.runtime.logs import Records
@@ -33,12 +35,20 @@ class Settled:
         bill = mock.create_autospec(Bill, instance=True)
         self.settle = Settle(self._metrics, Records("llm-gateway", "request", stream), History(1), bill)
 
-    def end(self, failure: ErrorCode | None, detail: str = "", unknown: str = "") -> None:
+    def end(
+        self,
+        failure: ErrorCode | None,
+        detail: str = "",
+        unknown: str = "",
+        relay: Relay | None = None,
+        reservation: Reservation | None = None,
+    ) -> None:
         """End a request for a model; `unknown` is one that there is not."""
-        tenant = Tenant("team", "default", None, (), Bounds(), None, "team")
+        tenant = Tenant("team", limits=Bounds(), cache_group="team")
         exchange = Exchange("r1", tenant, "chat", 0.0, "192.0.2.7", model=unknown or "m")
         if not unknown:
             exchange.series = self._metrics.series("m", "chat", "default")
+        exchange.relay, exchange.reservation = relay, reservation
         self.settle(exchange, failure, 1.0, detail)
 
     def lines(self) -> list[dict[str, Any]]:
@@ -81,3 +91,14 @@ async def test_what_an_engine_or_a_client_says_is_logged_without_its_keys(settle
     )
     assert set(asked) == KEYS
     assert (asked["outcome"], asked["model"]) == ("model_not_found", "sk-[redacted]")
+
+
+@pytest.mark.parametrize("left", [False, True])
+async def test_only_what_left_for_an_engine_is_paid_for(settled: Settled, left: bool) -> None:
+    limiter = Limiter(Bounds(), lambda: 0.0, lambda: 0.0)
+    reservation = limiter.reserve("team", Bounds(), "", 1000)
+    patience = Patience(first_byte=1, between_chunks=1, total=1, keep_alive=1)
+    relay = Relay(mock.create_autospec(Client, instance=True), b"", patience, Series(), True)
+    relay.left = left
+    settled.end(ErrorCode.CLIENT_GONE, relay=relay, reservation=reservation)
+    assert limiter.keys["team"].requests.total == left
