@@ -248,7 +248,9 @@ def table(keys: Sequence[KeySettings], now: dt.datetime) -> Table:
     for column in ("state", "class", "models", "limits", "expires", "networks"):
         table.add_column(column, overflow="fold")
     for key in keys:
-        limits = [f"{_short(n)} {_WORDS[name]}" for name, n in key.limits if n is not None]
+        limits = [
+            f"{_short(n)} {_WORDS[name]}" for name, n in key.limits.model_dump().items() if n is not None
+        ]
         table.add_row(
             key.name,
             _state(key, now),

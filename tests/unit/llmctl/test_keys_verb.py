@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 
 from daemons.gateway.tenants.key_files import KeyFiles
-from daemons.gateway.tenants.keys import KeyFolder
+from daemons.gateway.tenants.keys import KeyFolder, KeySettings
 from daemons.gateway.tenants.ring import KeyRing, Tenant
 from daemons.llmctl.__main__ import main
 from daemons.llmctl.keys import table
@@ -98,6 +98,14 @@ def test_a_key_is_disabled_enabled_and_removed(
     assert tenant(config, secret) is None
     assert keys("remove", "team-a") == 1
     assert "no key is named 'team-a'" in capfd.readouterr().err
+
+
+def test_limits_that_were_used_are_listed_as_others() -> None:
+    key = KeySettings(name="k", secrets=["sha256:" + "0" * 64])
+    assert key.limits.figures == (None,) * 5
+    out = io.StringIO()
+    Console(file=out, width=200).print(table([key], dt.datetime.now(dt.UTC)))
+    assert "k" in out.getvalue()
 
 
 def test_the_list_is_a_table_or_json(keys: Ctl, config: Path, capfd: pytest.CaptureFixture[str]) -> None:
