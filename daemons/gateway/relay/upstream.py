@@ -61,8 +61,8 @@ class Home(Protocol):
 class Outbox:
     """Requests that are about to leave: those of the same moment leave together (docs/decisions/0014).
 
-    An engine then takes them into the same step, and answers come together, too. A request that comes alone
-    leaves in the event loop's next round.
+    Tokens of streams that began together come together, too, and wake their reader once. A request that comes
+    alone leaves in the event loop's next round.
     """
 
     __slots__ = ("_since", "_waiting")
