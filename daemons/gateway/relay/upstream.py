@@ -1,6 +1,7 @@
 """A connection to an engine: one request at a time, its answer handed on as it arrives."""
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic
 from typing import Final, Protocol, cast
 
@@ -62,18 +63,19 @@ class Outbox:
     """Requests that are about to leave: those of the same moment leave together (docs/decisions/0014).
 
     Tokens of streams that began together come together, too, and wake their reader once. A request that comes
-    alone leaves in the event loop's next round.
+    alone leaves in the event loop's next round. `clock` tells seconds.
     """
 
-    __slots__ = ("_since", "_waiting")
+    __slots__ = ("_clock", "_since", "_waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
         self._waiting: list[EngineConnection] = []
         self._since = 0.0
 
     def add(self, connection: "EngineConnection") -> None:
         """Have `connection` send its request soon."""
-        waiting, now = self._waiting, monotonic()
+        waiting, now = self._waiting, self._clock()
         waiting.append(connection)
         if len(waiting) == 1:
             self._since = now
