@@ -26,7 +26,7 @@ from daemons.runtime.errors import Fatal
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ROOT / "requirements"
 HOSTS = "tests/e2e"
-BESIDE = ("tests/unit", "tests/integration/observability")
+BESIDE = ("tests/unit", "tests/integration/observability", "tests/integration/gateway/test_compiled.py")
 """What is tested while hosts are deployed to: it judges no time, and leaves a core free."""
 
 # What a test needs beyond Python, the package of Debian that brings it, and what goes untested without it.
@@ -83,7 +83,7 @@ def run_all(command: Sequence[str], screen: Screen) -> int:
     with tempfile.TemporaryFile() as said:
         hosts = subprocess.Popen([*command, HOSTS], cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
         try:
-            screen.line(f"{HOSTS} runs beside {' and '.join(BESIDE)}; what it says follows after them")
+            screen.line(f"{HOSTS} runs beside {', '.join(BESIDE)}; what it says follows after them")
             beside = run([*command, *BESIDE])
         except BaseException:
             hosts.terminate()
@@ -92,7 +92,7 @@ def run_all(command: Sequence[str], screen: Screen) -> int:
         deployed = hosts.wait()
         said.seek(0)
         print(said.read().decode(errors="replace"), flush=True)
-    rest = run([*command, *(f"--ignore={folder}" for folder in (HOSTS, *BESIDE))])
+    rest = run([*command, *(f"--ignore={path}" for path in (HOSTS, *BESIDE))])
     return beside or deployed or rest
 
 
