@@ -67,8 +67,9 @@ class KeySettings(Settings):
 
 
 class KeyFolder:
-    """Reads ``keys.d`` and notices changes by modification time, which works in every sandbox.
+    """Reads ``keys.d`` and notices changes by the files' times, which works in every sandbox.
 
+    A tool that keeps a file's size and time of modification cannot keep that of its last change, `st_ctime`.
     Files go by their names: a path for each would make looking for changes three times as dear.
     """
 
@@ -76,7 +77,7 @@ class KeyFolder:
         self._folder = folder
         self._ring = ring
         self._good: dict[str, KeySettings] = {}
-        self._stamps: dict[str, tuple[int, int, int]] = {}
+        self._stamps: dict[str, tuple[int, ...]] = {}
         self._refused: set[str] = set()
 
     def check(self) -> list[KeySettings]:
@@ -107,7 +108,7 @@ class KeyFolder:
         log.info("keys in force", keys=len(self._good), folder=str(self._folder))
         return True
 
-    def _scan(self) -> dict[str, tuple[int, int, int]]:
+    def _scan(self) -> dict[str, tuple[int, ...]]:
         stamps = {}
         try:
             with os.scandir(self._folder) as entries:
@@ -120,7 +121,12 @@ class KeyFolder:
                 status = file.stat()
             except OSError:
                 continue
-            stamps[file.name] = (status.st_mtime_ns, status.st_size, status.st_ino)
+            stamps[file.name] = (
+                status.st_mtime_ns,
+                status.st_ctime_ns,
+                status.st_size,
+                status.st_ino,
+            )
         return stamps
 
     def _read(self, names: Iterable[str]) -> tuple[dict[str, KeySettings], list[Fault]]:

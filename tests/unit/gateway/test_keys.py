@@ -1,5 +1,6 @@
 """The key folder as it changes under a running gateway."""
 
+import os
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,6 +27,25 @@ def test_a_change_is_taken_over_and_a_removed_key_is_refused(tmp_path: Path) -> 
     (tmp_path / "a.yaml").unlink()
     assert folder.refresh()
     assert ring.find(b"team-a", 0) is None
+
+
+def test_a_file_rewritten_in_place_with_its_size_and_time_kept_is_read_again(tmp_path: Path) -> None:
+    folder, ring = _folder(tmp_path)
+    _write(tmp_path, "a.yaml", "team-a")
+    file = tmp_path / "a.yaml"
+    before = file.stat()
+    folder.refresh()
+    # The clock of files is a coarse one: two writes may fall into one tick of it.
+    while (after := file.stat()).st_ctime_ns == before.st_ctime_ns:
+        _write(tmp_path, "a.yaml", "team-b")
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (after.st_mtime_ns, after.st_size, after.st_ino) == (
+        before.st_mtime_ns,
+        before.st_size,
+        before.st_ino,
+    )
+    assert folder.refresh()
+    assert ring.aliases == {"team-b"}
 
 
 def test_a_broken_file_leaves_the_last_good_state_in_force(tmp_path: Path) -> None:
