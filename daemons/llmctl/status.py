@@ -31,9 +31,9 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = verbs.add_parser(
         "status",
         help="say what runs here, and whether a model would answer",
-        description="On a deployed host: units, GPUs, engines, keys and alerts. Elsewhere: what `up` of this "
-        "checkout runs. Exit status: 0 when all is well and a request would be answered, 1 when not, 3 when "
-        "nothing runs.",
+        description="On a deployed host: units, GPUs, engines, keys and, where Prometheus runs, alerts. "
+        "Elsewhere: what `up` of this checkout runs. Exit status: 0 when all is well and a request would be "
+        "answered, 1 when not, 3 when nothing runs.",
     )
     parser.add_argument(
         "--state", type=Path, metavar="FOLDER", help=f"what `up` runs there (default: {CHECKOUT / '.llm'})"

@@ -95,7 +95,7 @@ class HostState:
     Attributes:
         release: the release in force.
         keys: None where this user may not read them.
-        alerts: None where Prometheus is not on this host.
+        alerts: None where no Prometheus answers on this host.
     """
 
     release: str

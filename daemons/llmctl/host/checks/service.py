@@ -75,7 +75,12 @@ def engines(_: Machine, state: HostState) -> Iterator[Finding]:
 
 
 def alerts(_: Machine, state: HostState) -> Iterator[Finding]:
-    """Alerts that fire."""
+    """Alerts that fire, and a Prometheus that cannot tell which do."""
+    silent = state.alerts is None
+    for unit in state.units:
+        if silent and unit.name == "prometheus.service" and unit.active == "active":
+            what = "runs, but does not answer: which alerts fire is unknown"
+            yield Finding(unit.name, what, f"see why: journalctl -u {unit.name}")
     for alert in state.alerts or ():
         cure = f"docs/runbooks/{alert.name}.md"
         yield Finding(alert.name, alert.summary or "fires", cure, warning=alert.severity != "critical")

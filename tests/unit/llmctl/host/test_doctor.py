@@ -50,6 +50,11 @@ def _alert(machine: FakeMachine) -> None:
     machine.answers[f"{PROMETHEUS}/api/v1/alerts"] = {"data": {"alerts": [alert]}}
 
 
+def _no_prometheus_answers(machine: FakeMachine) -> None:
+    for url in [url for url in machine.answers if url.startswith(PROMETHEUS)]:
+        del machine.answers[url]
+
+
 def _target(machine: FakeMachine) -> None:
     target = {"health": "down", "labels": {"job": "node"}, "lastError": "refused", "scrapeUrl": "http://x"}
     machine.answers[f"{PROMETHEUS}/api/v1/targets?state=active"] = {"data": {"activeTargets": [target]}}
@@ -118,6 +123,7 @@ TROUBLES = [
     (_not_served, "a", "undrain"),
     (_silent, "a", "systemctl status"),
     (_alert, "GpuLost", "docs/runbooks/GpuLost.md"),
+    (_no_prometheus_answers, "prometheus.service", "journalctl -u prometheus.service"),
     (_target, "node", "curl"),
     (_key(expires="2001-01-01T00:00:00Z"), "team", "another expires"),
     (_key(expires=(dt.datetime.now(dt.UTC) + dt.timedelta(days=2)).isoformat()), "team", "inventory"),
@@ -207,6 +213,27 @@ def test_status_of_a_host_is_one_screen(tmp_path: Path, capsys: pytest.CaptureFi
     broken_unit(ENGINE, ActiveState="failed", ExecMainStatus="78")(machine)
     assert status.host(machine, as_json=False) == 1
     assert "refuses its settings" in capsys.readouterr().out
+
+
+def test_status_tells_people_and_scripts_that_alerts_are_unknown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = healthy(tmp_path)
+    _no_prometheus_answers(machine)
+    assert status.host(machine, as_json=False) == 1
+    assert "fault: prometheus.service: runs, but does not answer" in capsys.readouterr().out
+    assert status.host(machine, as_json=True) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["ok"], told["state"]["alerts"]) == (False, None)
+    assert [one["subject"] for one in told["findings"]] == ["prometheus.service"]
+
+
+def test_a_host_whose_prometheus_is_another_host_is_well(tmp_path: Path) -> None:
+    machine = healthy(tmp_path)
+    del machine.units["prometheus.service"]
+    _no_prometheus_answers(machine)
+    assert looked(machine) == []
+    assert status.host(machine, as_json=True) == 0
 
 
 def test_status_for_scripts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
