@@ -25,8 +25,9 @@ KINDS = ("wheels", "archives", "python")
 
 def locks(variant: str) -> list[Path]:
     """The locks whose packages a deployment installs."""
-    # With redis.txt, the client of limits that several gateways share comes along.
-    return [REPO / "requirements" / name for name in ("build.txt", "redis.txt", f"vllm-{variant}.txt")]
+    # An extra's lock holds the daemons' packages, too. Inventories turn both extras on (`release_lock`).
+    names = ("build.txt", "redis.txt", "otel.txt", f"vllm-{variant}.txt")
+    return [REPO / "requirements" / name for name in names]
 
 
 def for_hosts(lock: str, python: str) -> str:

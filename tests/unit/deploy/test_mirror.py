@@ -4,7 +4,8 @@ import runpy
 
 from tests.unit.deploy import playbook
 
-for_hosts = runpy.run_path(str(playbook.ANSIBLE / "tools/gather_mirror.py"))["for_hosts"]
+tool = runpy.run_path(str(playbook.ANSIBLE / "tools/gather_mirror.py"))
+for_hosts = tool["for_hosts"]
 LOCK = """always==1.0 \\
     --hash=sha256:aa \\
     --hash=sha256:ab
@@ -22,3 +23,8 @@ def test_hosts_with_another_patch_level_than_this_machine_s_find_their_wheels() 
         "always==1.0 \\\n    --hash=sha256:aa \\\n    --hash=sha256:ab\nearly==2.0 \\\n    --hash=sha256:bb\n"
     )
     assert "late==3.0 \\\n" in for_hosts(LOCK, "3.12")
+
+
+def test_whatever_lock_an_inventory_may_name_for_its_release_is_gathered() -> None:
+    extras = {"redis.txt", "otel.txt"}
+    assert {path.name for path in tool["locks"]("cuda")} == {"build.txt", "vllm-cuda.txt"} | extras
