@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -168,12 +168,15 @@ def preflight(folder: Path, **changes: Any) -> str:
     role = playbook.ANSIBLE / "roles/preflight"
     defaults = yaml.safe_load((role / "defaults/main.yml").read_text())
     variables = {"llm_engines": [engine()], **changes}
+    options = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]
     (types,) = (
         task
         for task in yaml.safe_load((role / "tasks/main.yml").read_text())
         if "ansible.builtin.validate_argument_spec" in task
     )
     tasks: list[dict[str, Any]] = [
+        # As Ansible does it ahead of any role.
+        {"ansible.builtin.validate_argument_spec": {"argument_spec": options["options"]}},
         {"ansible.builtin.include_vars": str(role / "vars/main.yml")},
         {
             "ansible.builtin.set_fact": {
@@ -292,6 +295,23 @@ def test_slips_of_the_pen_are_refused(tmp_path: Path) -> None:
     assert len(said.splitlines()) == 14, said
 
 
+@pytest.mark.parametrize("wrong", [{"a": {"model": "org/m"}}, ["a"], None])
+def test_engines_and_keys_that_are_no_list_are_told_in_a_sentence(wrong: object, tmp_path: Path) -> None:
+    engines, keys = preflight(tmp_path, llm_engines=wrong, llm_keys=wrong).splitlines()
+    assert engines.startswith("llm_engines must be a list of engines, each of them a mapping: - {name: ")
+    assert keys.startswith("llm_keys must be a list of keys, each of them a mapping: - {name: ")
+
+
+def test_a_setting_of_an_engine_that_is_to_be_a_number_is_one(tmp_path: Path) -> None:
+    right = engine(max_model_len=None, max_num_seqs="64", gpu_memory_utilization=0.8)
+    assert preflight(tmp_path, llm_engines=[right]) == ""
+    wrong = engine(max_model_len="long", max_num_seqs=[64])
+    assert preflight(tmp_path, llm_engines=[wrong]).splitlines() == [
+        "engine a: max_model_len must be a number, not long",
+        "engine a: max_num_seqs must be a number, not [64]",
+    ]
+
+
 def test_the_groups_and_addresses_of_several_hosts_are_looked_at(tmp_path: Path) -> None:
     facts = {"all_ipv4_addresses": ["10.0.0.5"]}
     front = {"hosts": {"front": {"llm_address": "10.0.0.5"}}}
@@ -323,6 +343,12 @@ def test_preflight_knows_what_an_inventory_may_say() -> None:
     keys = known["preflight_keys_of"]
     assert keys["engine"] == sorted([*names(EngineSettings), "name", "metrics_port"])
     assert keys["gateway"] == names(GatewaySettings)
+    numbers = {
+        name
+        for name, field in EngineSettings.model_fields.items()
+        if {int, float} & {field.annotation, *get_args(field.annotation)}
+    }
+    assert known["preflight_engine_numbers"] == sorted([*numbers, "metrics_port"])
     assert (keys["key"], keys["limits"]) == (names(KeySettings), names(Bounds))
     read = {
         variable
