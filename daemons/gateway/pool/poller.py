@@ -27,7 +27,8 @@ class Poller:
     """Keeps `engine.report` true.
 
     An engine on a unix socket has its control socket beside it; one at an ``http(s)`` address may offer
-    ``/state`` under its own prefix. Without either, ``/health`` of the API decides.
+    ``/state`` under its own prefix. Without either, ``/health`` of the API decides. An engine that knows no
+    ``/state`` is not asked for it again while it is ready: it would log a 404 a second.
 
     Attributes:
         engine: whose state it keeps.
@@ -40,6 +41,7 @@ class Poller:
         self._changed = changed
         self._name = f"gateway-{os.getpid()}"
         self._misses = 0
+        self._stateless = False
         self._wake = asyncio.Event()
         self.asked = asyncio.Event()
 
@@ -84,7 +86,8 @@ class Poller:
             oldest_silence=self.engine.oldest_silence(now),
         )
         try:
-            report = await self._control(control, view)
+            known = self._stateless and self.engine.state is EngineState.READY
+            report = None if known else await self._control(control, view)
             if report is None:
                 report = await self._health(api)
         except TimeoutError:
@@ -105,8 +108,10 @@ class Poller:
         Raises:
             TimeoutError: it does not answer.
         """
+        self._stateless = False
         try:
             async with session.get(f"{self._base()}/state", params=view.to_query()) as response:
+                self._stateless = response.status == 404
                 if response.status != 200:
                     return None
                 return decode_report(await _whole(response.content))
