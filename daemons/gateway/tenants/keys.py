@@ -109,7 +109,7 @@ class KeyFolder:
         return True
 
     def _scan(self) -> dict[str, tuple[int, ...]]:
-        stamps = {}
+        stamps: dict[str, tuple[int, ...]] = {}
         try:
             with os.scandir(self._folder) as entries:
                 files = [e for e in entries if e.name.endswith(".yaml") and e.name[0] != "."]
