@@ -31,7 +31,7 @@ class PolicySettings(Settings):
     schema_bytes: int = Field(default=65536, ge=0)
     """Bytes of a schema or a grammar."""
     schema_depth: int = Field(default=32, ge=1)
-    """Nesting of a schema."""
+    """Nesting of a schema, and of the groups of a regular expression."""
     regex_bytes: int = Field(default=2048, ge=0)
     """Bytes of a regular expression that an answer must match."""
     messages: int = Field(default=2048, ge=1)

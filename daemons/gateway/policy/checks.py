@@ -1,7 +1,7 @@
 """Checks of parameters against their bounds; each raises `ApiError` naming the parameter and the bound."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -15,6 +15,18 @@ _decode = msgspec.json.Decoder().decode
 _decode_number = msgspec.json.Decoder(float | bool | None).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _TOKENS = re.compile(rb"\[\s*[0-9]")
+_OFF = frozenset({b"null", b"false"})
+_REGEXES = frozenset({"regex", "pattern", "whitespace_pattern", "patternProperties"})
+# A bracket of a group; what is escaped or stands in a class of characters is none.
+_GROUPS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*+\]|([()])", re.DOTALL)
+# Arguments by which a tokenizer would be told what else to do, or the server's own be replaced.
+_NOT_THE_TEMPLATES = frozenset(
+    {
+        *("chat_template", "messages", "conversation", "tools", "model_config", "tokenizer", "tokenizer_kwargs"),
+        *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        "return_assistant_tokens_mask",
+    }
+)
 
 
 def beyond(name: str, what: str, bound: int) -> ApiError:
@@ -90,6 +102,7 @@ def entries(bound_name: str) -> Check:
 
 
 _count_messages = entries("messages")
+_prompt_logprobs = number("prompt_logprobs")
 
 
 def messages(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
@@ -119,14 +132,29 @@ def stop(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
 
 def schema(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
     """A structure that an answer must have: its size, its nesting, and the regular expressions in it."""
+    _structure(name, raw, bounds)
+
+
+def structured_outputs(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
+    """As `schema`; a structure may also be given as a text, which an engine decodes once more."""
+    given = _structure(name, raw, bounds)
+    for key in ("json", "structural_tag"):
+        text = given.get(key) if isinstance(given, dict) else None
+        if isinstance(text, str):
+            _structure(f"{name}.{key}", msgspec.Raw(text.encode()), bounds)
+
+
+def _structure(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> Any:
     size = len(memoryview(raw))
     if size > bounds.schema_bytes:
         raise beyond(name, f"{size} bytes", bounds.schema_bytes)
-    _nesting(name, raw, bounds)
+    given = value_of(name, raw)
+    _nesting(name, given, bounds)
+    return given
 
 
-def _nesting(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
-    level = [value_of(name, raw)]
+def _nesting(name: str, given: Any, bounds: PolicySettings) -> None:
+    level = [given]
     depth = 0
     while level:
         depth += 1
@@ -140,11 +168,33 @@ def _children(name: str, node: Any, bounds: PolicySettings) -> list[Any]:
         return node
     if not isinstance(node, dict):
         return []
-    for key in ("regex", "pattern", "whitespace_pattern"):
-        pattern = node.get(key)
-        if isinstance(pattern, str) and len(pattern.encode()) > bounds.regex_bytes:
-            raise beyond(f"{name}.{key}", f"{len(pattern.encode())} bytes", bounds.regex_bytes)
+    for key in _REGEXES & node.keys():
+        value = node[key]
+        # The keys of "patternProperties" are such expressions, too.
+        for pattern in value if isinstance(value, dict) and key == "patternProperties" else (value,):
+            if isinstance(pattern, str):
+                _regex(f"{name}.{key}", pattern, bounds)
     return list(node.values())
+
+
+def _regex(name: str, pattern: str, bounds: PolicySettings) -> None:
+    size = len(pattern.encode())
+    if size > bounds.regex_bytes:
+        raise beyond(name, f"{size} bytes", bounds.regex_bytes)
+    depth = 0
+    for bracket in _GROUPS.findall(pattern):
+        depth += (bracket == "(") - (bracket == ")")
+        if depth > bounds.schema_depth:
+            raise beyond(name, "too many groups within each other", bounds.schema_depth)
+
+
+def echo(body: Mapping[str, msgspec.Raw], bounds: PolicySettings) -> None:
+    """A repeated prompt has the log probabilities that its answer has: they are held to the prompt's bound."""
+    if bytes(body.get("echo", b"null")) in _OFF or bytes(body.get("prompt_logprobs", b"null")) != b"null":
+        return
+    for name in ("logprobs", "top_logprobs"):
+        if name in body:
+            _prompt_logprobs(name, body[name], bounds)
 
 
 def tools(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
@@ -152,10 +202,12 @@ def tools(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
     size = len(memoryview(raw))
     if size > bounds.tools_bytes:
         raise beyond(name, f"{size} bytes", bounds.tools_bytes)
-    entries("tools")(name, raw, bounds)
-    _nesting(name, raw, bounds)
     given = value_of(name, raw)
-    for tool in given if isinstance(given, list) else ():
+    _nesting(name, given, bounds)
+    tools = _flat(given)
+    if len(tools) > bounds.tools:
+        raise beyond(name, f"{len(tools)} entries", bounds.tools)
+    for tool in tools:
         if isinstance(tool, dict) and tool.keys() & {"server_url", "connector_id"}:
             raise ApiError(
                 ErrorCode.PARAMETER_NOT_ALLOWED,
@@ -164,13 +216,22 @@ def tools(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
             )
 
 
+def _flat(given: Any) -> list[Any]:
+    """The tools of a list, and those within the namespaces among them."""
+    tools = list(given) if isinstance(given, list) else []
+    for tool in tools:
+        if isinstance(tool, dict) and isinstance(tool.get("tools"), list):
+            tools += tool["tools"]
+    return tools
+
+
 def template_kwargs(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
     """Arguments of the chat template, of which none may be a template."""
     size = len(memoryview(raw))
     if size > bounds.template_kwargs_bytes:
         raise beyond(name, f"{size} bytes", bounds.template_kwargs_bytes)
     value = value_of(name, raw)
-    if isinstance(value, dict) and value.keys() & {"chat_template", "tokenize", "tokenizer", "messages"}:
+    if isinstance(value, dict) and value.keys() & _NOT_THE_TEMPLATES:
         raise ApiError(
             ErrorCode.PARAMETER_NOT_ALLOWED,
             f"'{name}' must not name a template or replace what the server passes to it.",

@@ -11,10 +11,20 @@ from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.policy.checks import value_of
 
 _KEYS = frozenset({"image_url", "video_url", "audio_url", "file_url", "url"})
+_NESTING = ("content", "source", "output", "tool")
 _INSIDE = frozenset({"input_audio", "data", "file_data"})
-# Keys and types of content parts by which tensors or the engine's own cache entries would come in.
-_NOT_OURS = frozenset({"uuid", "image_pil", "image_embeds", "audio_embeds", "video_embeds", "prompt_embeds"})
-_HINTS = (b"url", b"uuid", b"_embeds", b"image_pil", b"input_audio", b"base64", b"file_data", b"\\u00")
+# Keys and types of content parts by which tensors, the engine's own cache entries, or tools that nobody has
+# counted would come in.
+_NOT_OURS = frozenset(
+    {
+        *("uuid", "image_pil", "image_embeds", "audio_embeds", "video_embeds", "prompt_embeds"),
+        "tool_definition",
+    }
+)
+_HINTS = (
+    *(b"url", b"uuid", b"_embeds", b"image_pil", b"input_audio", b"base64", b"file_data", b"\\u00"),
+    b"tool_definition",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +107,7 @@ def _parts(conversation: Any) -> Iterator[dict[str, Any]]:
             waiting.extend(node)
         elif isinstance(node, dict):
             yield node
-            waiting.extend(node[key] for key in ("content", "source", "output") if key in node)
+            waiting.extend(node[key] for key in _NESTING if key in node)
 
 
 def _check_url(name: str, url: Any, hosts: Collection[str]) -> None:

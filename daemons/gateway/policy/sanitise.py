@@ -9,6 +9,7 @@ import msgspec
 from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.policy.bounds import PolicySettings
 from daemons.gateway.policy.checks import Check, beyond, small, value_of
+from daemons.gateway.policy.checks import echo as check_echo
 from daemons.gateway.policy.checks import messages as check_messages
 from daemons.gateway.policy.items import check_items
 from daemons.gateway.policy.media import NO_MEDIA, Media, check_media, count_texts, may_hold_media
@@ -278,6 +279,8 @@ class Policy:
                     dropped.append(name)
         for name in dropped:
             del body[name]
+        if "echo" in body:
+            check_echo(body, self._bounds)
         return bool(dropped)
 
     def _only_texts(self, body: Body) -> bool:

@@ -95,8 +95,14 @@ RULES: dict[str, Rule] = {
     **_rules(
         Action.BOUND,
         "Compiled on the engine's CPU; hostile ones hang or kill it (CVE-2026-55574, CVE-2026-105757).",
-        "response_format structured_outputs text output_config",
+        "response_format text output_config",
         checks.schema,
+    ),
+    **_rules(
+        Action.BOUND,
+        "Compiled on the engine's CPU; hostile ones hang or kill it (CVE-2026-55574, CVE-2026-105757).",
+        "structured_outputs",
+        checks.structured_outputs,
     ),
     **_rules(Action.BOUND, "Rendered by a template, message by message.", "messages", checks.messages),
     **_rules(

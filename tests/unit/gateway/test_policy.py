@@ -88,6 +88,8 @@ def test_what_is_refused_is_named(name: str) -> None:
         ("prompt", list(range(1000)), [[1]] * 257),
         ("chat_template_kwargs", {"enable_thinking": False}, {"chat_template": "{{ 1 }}"}),
         ("chat_template_kwargs", {}, {"a": "x" * 5000}),
+        ("chat_template_kwargs", {"documents": []}, {"padding": "max_length", "max_length": 10**9}),
+        ("chat_template_kwargs", {"enable_thinking": True}, {"tools": [{}] * 200}),
         ("top_k", -1, 10**30),
         ("input", ["a"] * 2048, ["a"] * 2049),
         ("input", [{"role": "user"}] * 300, [{"role": "user", "content": [1] * 9000}]),

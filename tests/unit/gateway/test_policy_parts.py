@@ -103,6 +103,7 @@ def test_media_are_not_counted_as_text() -> None:
         {"type": "video_embeds", "video_embeds": "AA"},
         {"type": "prompt_embeds", "data": "AA"},
         {"image_pil": "AA"},
+        {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": {"name": "x"}}},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}, "uuid": "another's"},
     ],
 )
@@ -118,6 +119,65 @@ def test_a_deep_schema_is_refused() -> None:
         deep = {"properties": deep}
     with pytest.raises(ApiError):
         ask({"model": "m", "response_format": deep})
+
+
+DEEP: dict[str, Any] = json.loads('{"items":' * 40 + "{}" + "}" * 40)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "param"),
+    [
+        ("structured_outputs", {"json": json.dumps(DEEP)}, "structured_outputs.json"),
+        ("structured_outputs", {"json": '{"a":NaN}'}, "structured_outputs.json"),
+        (
+            "structured_outputs",
+            {"structural_tag": json.dumps({"format": {"type": "regex", "pattern": "a" * 2049}})},
+            "structured_outputs.structural_tag.pattern",
+        ),
+        (
+            "response_format",
+            {"json_schema": {"schema": {"patternProperties": {"a" * 2049: {}}}}},
+            "response_format.patternProperties",
+        ),
+        ("structured_outputs", {"regex": "(" * 33 + "a" + ")" * 33}, "structured_outputs.regex"),
+        ("tools", [{"function": {"parameters": {"pattern": "(" * 33 + ")" * 33}}}], "tools.pattern"),
+        ("tools", [{"type": "namespace", "tools": [{"type": "function"}] * 128}], "tools"),
+        ("tools", [{"type": "namespace", "tools": [{"server_url": "http://x"}]}], "tools"),
+    ],
+)
+def test_bounds_hold_wherever_an_engine_looks(name: str, value: object, param: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        ask({"model": "m", name: value})
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("structured_outputs", {"json": '{"type":"object"}'}),
+        ("structured_outputs", {"regex": "(a)(b)" * 100}),
+        ("structured_outputs", {"regex": r"\(" * 100 + "[(]" * 100 + "[^](]" * 100}),
+        ("response_format", {"json_schema": {"schema": {"patternProperties": {"^a": {}}}}}),
+        ("response_format", {"json_schema": {"schema": {"properties": {"pattern": {"type": "string"}}}}}),
+        ("tools", [{"type": "namespace", "tools": [{"type": "function"}] * 127}]),
+    ],
+)
+def test_structures_within_bounds_pass(name: str, value: object) -> None:
+    assert sent({"model": "m", name: value})[name] == value
+
+
+def test_a_repeated_prompt_has_no_more_logprobs_than_a_prompt_may_have() -> None:
+    for name in ("logprobs", "top_logprobs"):
+        body = {"model": "m", "prompt": "a", name: 20}
+        assert sent(body)[name] == 20
+        assert sent({**body, "echo": True, name: 5})[name] == 5
+        assert sent({**body, "echo": True, "prompt_logprobs": 0})[name] == 20
+        assert sent({**body, "echo": False})[name] == 20
+        # An engine takes all of these for true, or refuses them itself.
+        for echo in (True, 1, "true", "on", [1]):
+            with pytest.raises(ApiError) as caught:
+                ask({**body, "echo": echo, "prompt_logprobs": None})
+            assert (caught.value.status, caught.value.param) == (400, name)
 
 
 @pytest.mark.parametrize(
