@@ -21,7 +21,7 @@ class PolicySettings(Settings):
     stop: int = Field(default=16, ge=0)
     """Stop strings and stop tokens."""
     stop_bytes: int = Field(default=4096, ge=0)
-    """Bytes of all stop strings together."""
+    """Bytes of all stop strings or stop tokens together."""
     token_lists: int = Field(default=1024, ge=0)
     """Entries of ``logit_bias``, ``allowed_token_ids`` and ``bad_words``."""
     tools: int = Field(default=128, ge=0)

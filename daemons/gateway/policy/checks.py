@@ -101,6 +101,16 @@ def entries(bound_name: str) -> Check:
     return check
 
 
+_count_tokens = entries("token_lists")
+_count_stops = entries("stop")
+
+
+def token_list(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
+    """Tokens or words that the model should use or avoid: how many, and how long together."""
+    small(name, raw, bounds)
+    _count_tokens(name, raw, bounds)
+
+
 _count_messages = entries("messages")
 _prompt_logprobs = number("prompt_logprobs")
 
@@ -124,10 +134,10 @@ def prompts(bound_name: str) -> Check:
 
 
 def stop(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:
-    """Stop strings: how many, and how long together."""
+    """Stop strings or tokens: how many, and how long together."""
     if len(memoryview(raw)) > bounds.stop_bytes:
         raise beyond(name, f"{len(memoryview(raw))} bytes", bounds.stop_bytes)
-    entries("stop")(name, raw, bounds)
+    _count_stops(name, raw, bounds)
 
 
 def schema(name: str, raw: msgspec.Raw, bounds: PolicySettings) -> None:

@@ -84,12 +84,12 @@ RULES: dict[str, Rule] = {
         checks.number("prompt_logprobs"),
     ),
     **_rules(Action.BOUND, "Searched for after every token.", "stop stop_sequences", checks.stop),
-    **_rules(Action.BOUND, "Compared after every token.", "stop_token_ids", checks.entries("stop")),
+    **_rules(Action.BOUND, "Compared after every token.", "stop_token_ids", checks.stop),
     **_rules(
         Action.BOUND,
         "Changes logits on the GPU; oversized lists have corrupted other users' (CVE-2026-93840, -93989).",
         "logit_bias allowed_token_ids bad_words",
-        checks.entries("token_lists"),
+        checks.token_list,
     ),
     **_rules(Action.BOUND, "Each is rendered into the prompt.", "tools", checks.tools),
     **_rules(

@@ -78,6 +78,7 @@ def test_what_is_refused_is_named(name: str) -> None:
         ("stop_token_ids", [1] * 16, [1] * 17),
         ("logit_bias", {"1": 1}, {str(i): 1 for i in range(1025)}),
         ("bad_words", ["a"], ["a"] * 1025),
+        ("bad_words", ["a" * 60000], ["a" * 70000]),
         ("allowed_token_ids", [1], [1] * 1025),
         ("tools", [{"type": "function"}], [{"type": "function"}] * 129),
         ("response_format", {"type": "json_object"}, {"schema": {"pattern": "a" * 2049}}),
