@@ -21,6 +21,10 @@ from tests.support.fake_engine import (
 )
 from tests.support.gateway import KEY, gateway, idle, until
 
+_CHAT = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-API-Key: %b\r\nConnection: close\r\n"
+    b'Content-Length: 27\r\n\r\n{"model":"m","messages":[]}' % KEY.encode()
+)
 OK = 'llm_gateway_requests_total{class="default",endpoint="chat",model="m",outcome="ok"}'
 
 
@@ -149,6 +153,31 @@ async def test_a_stream_that_fails_never_looks_complete(tmp_path: Path, how: str
         samples = await running.metrics()
         assert samples[name] == 1
         assert samples['llm_gateway_tokens_total{key="team",kind="completion",model="m"}'] == 1
+        assert idle(running)
+
+
+@pytest.mark.parametrize(("size", "status"), [(1000, 502), (300_000, 200)])
+async def test_an_answer_in_one_piece_that_is_cut_never_looks_complete(
+    tmp_path: Path, size: int, status: int
+) -> None:
+    seen = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 400000\r\n\r\n"
+        await call.send(head + b" " * size)
+        await seen.wait()
+        call.reset()
+
+    async with FakeEngine(script) as engine, gateway(tmp_path, engine.url) as running:
+        asking = asyncio.create_task(running.raw(_CHAT))
+        await until(lambda: any(relay.first_at for e in running.gateway.pool.engines for relay in e.relays))
+        if status == 200:
+            await until(lambda: any(relay.opened for e in running.gateway.pool.engines for relay in e.relays))
+        seen.set()
+        raw = await asking
+        assert raw.startswith(b"HTTP/1.1 %d " % status)
+        assert not raw.endswith(b"0\r\n\r\n")
+        assert (await running.metrics())[OK.replace("ok", "engine_lost")] == 1
         assert idle(running)
 
 
