@@ -16,7 +16,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
 from aiohttp.web_request import BaseRequest
 
-from daemons.gateway.api.accept import new_id
+from daemons.gateway.api.accept import request_id
 from daemons.gateway.api.arrival import Arrival
 from daemons.gateway.api.forms import openai_body
 from daemons.gateway.errors import ApiError, ErrorCode
@@ -161,7 +161,11 @@ class ClientConnection(RequestHandler):
             return False
         if isinstance(error, ApiError):
             return await self.respond(arrival, self._server.service.refuse(arrival, error))
-        return await self.respond(arrival, self.handle_error(self._request(arrival), 500, error))
+        path, _, _ = arrival.message.path.partition("?")
+        log.error("unhandled error", exc_info=error, path=path, request_id=arrival.request_id)
+        answer = self._server.service.refuse(arrival, _bug())
+        answer.force_close()
+        return await self.respond(arrival, answer)
 
     async def handle(self, arrival: Arrival, handler: Handler) -> bool:
         """Have `handler` answer a request; whether another may follow."""
@@ -229,17 +233,16 @@ class ClientConnection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What is not HTTP, and what is a bug here, in the form every other error has."""
+        """What is not HTTP, and what is a bug of ours elsewhere, in the form every other error has."""
+        name = request_id(request.headers)
         if status == 400:
             error = _not_http(exc, message or "malformed request")
         else:
-            log.error("unhandled error", exc_info=exc, path=request.path)
-            error = ApiError(
-                ErrorCode.INTERNAL_ERROR, "An unexpected error; the operator finds it in the log."
-            )
+            log.error("unhandled error", exc_info=exc, path=request.path, request_id=name)
+            error = _bug()
         self._server.service.not_http(error)
         answer = web.Response(status=error.status, body=openai_body(error), content_type="application/json")
-        answer.headers["X-Request-Id"] = new_id()
+        answer.headers["X-Request-Id"] = name
         answer.headers["Server"] = SERVER
         answer.force_close()
         return answer
@@ -255,6 +258,10 @@ def _most_connections() -> int:
     """How many clients may be connected so that each can have an engine's connection too."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(16, (files - _OWN_FILES) // 2)
+
+
+def _bug() -> ApiError:
+    return ApiError(ErrorCode.INTERNAL_ERROR, "An unexpected error; the operator finds it in the log.")
 
 
 def _not_http(error: BaseException | None, reason: str) -> ApiError:

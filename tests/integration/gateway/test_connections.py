@@ -53,11 +53,17 @@ async def test_an_error_of_ours_is_told_and_leaves_nothing_behind(
         async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
             with monkeypatch.context() as patch:
                 patch.setattr(PlainReader, "__call__", fail)
-                raw = await running.raw(CHAT + CHAT)
+                named = CHAT.replace(b"\r\n", b"\r\nX-Request-Id: mine\r\n", 1)
+                raw = await running.raw(named + CHAT)
+                other = await running.ask("/v1/messages", {"model": "m"}, X_Request_Id="mine")
             assert _statuses(raw) == [500]
             assert b'"code":"internal_error"' in raw
+            assert b"X-Request-Id: mine\r\n" in raw
+            assert (other.status, other.headers["request-id"]) == (500, "mine")
+            assert (await other.json())["type"] == "error"
             assert (await running.chat()).status == 200
             metrics = await running.metrics()
-            assert metrics['llm_gateway_http_responses_total{status="500"}'] == 1
+            assert metrics['llm_gateway_http_responses_total{status="500"}'] == 2
             assert sum(value for name, value in metrics.items() if "requests_in_flight" in name) == 0
-    assert [line["path"] for line in lines if line["event"] == "unhandled error"] == ["/v1/chat/completions"]
+    told = [(line["path"], line["request_id"]) for line in lines if line["event"] == "unhandled error"]
+    assert told == [("/v1/chat/completions", "mine"), ("/v1/messages", "mine")]
