@@ -51,17 +51,18 @@ def _messages(_: bool, __: bool, ___: int) -> EventFilter:
     return messages_filter()
 
 
-_STREAM = EngineFields(streams=True, usage_in_stream=True)
-_NAMED = EngineFields(streams=True)
-_STORED = EngineFields(streams=True, store=True)
+_CHAT = EngineFields(streams=True, usage_in_stream=True, lengths=("max_completion_tokens", "max_tokens"))
+_COMPLETIONS = EngineFields(streams=True, usage_in_stream=True, lengths=("max_tokens",))
+_NAMED = EngineFields(streams=True, lengths=("max_tokens",))
+_STORED = EngineFields(streams=True, store=True, lengths=("max_output_tokens",))
 _POOLING = EngineFields()
 _PLAIN = EngineFields(cache_salt=False, metered=False)
 
 ENDPOINTS = {
     endpoint.path: endpoint
     for endpoint in (
-        Endpoint("/v1/chat/completions", "chat", OPENAI, _STREAM, _openai),
-        Endpoint("/v1/completions", "completions", OPENAI, _STREAM, _openai),
+        Endpoint("/v1/chat/completions", "chat", OPENAI, _CHAT, _openai),
+        Endpoint("/v1/completions", "completions", OPENAI, _COMPLETIONS, _openai),
         Endpoint("/v1/responses", "responses", RESPONSES, _STORED, _responses),
         Endpoint("/v1/messages", "messages", ANTHROPIC, _NAMED, _messages),
         Endpoint("/v1/messages/count_tokens", "count_tokens", ANTHROPIC, _PLAIN),

@@ -125,7 +125,7 @@ class Inference:
             if not relay.answered:
                 failure = _conclude(relay, failure)
         except (asyncio.CancelledError, ConnectionError):
-            # The latter while its body was still being read. Where an answer failed, we have cut it ourselves.
+            # The latter while its body was still being read. An answer that failed we have cut ourselves.
             relay = exchange.relay
             failed = relay.failure if relay is not None and relay.answered else None
             failure = failed or ErrorCode.CLIENT_GONE

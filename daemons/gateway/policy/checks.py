@@ -22,7 +22,15 @@ _GROUPS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*+\]|([()])", re.DOTALL)
 # Arguments by which a tokenizer would be told what else to do, or the server's own be replaced.
 _NOT_THE_TEMPLATES = frozenset(
     {
-        *("chat_template", "messages", "conversation", "tools", "model_config", "tokenizer", "tokenizer_kwargs"),
+        *(
+            "chat_template",
+            "messages",
+            "conversation",
+            "tools",
+            "model_config",
+            "tokenizer",
+            "tokenizer_kwargs",
+        ),
         *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
         "return_assistant_tokens_mask",
     }
@@ -199,7 +207,7 @@ def _regex(name: str, pattern: str, bounds: PolicySettings) -> None:
 
 
 def echo(body: Mapping[str, msgspec.Raw], bounds: PolicySettings) -> None:
-    """A repeated prompt has the log probabilities that its answer has: they are held to the prompt's bound."""
+    """A repeated prompt has the log probabilities of its answer, which the prompt's bound holds for."""
     if bytes(body.get("echo", b"null")) in _OFF or bytes(body.get("prompt_logprobs", b"null")) != b"null":
         return
     for name in ("logprobs", "top_logprobs"):

@@ -46,11 +46,10 @@ class Plain(msgspec.Struct, omit_defaults=True):
     stream_options: msgspec.Raw = ABSENT
     cache_salt: msgspec.Raw = ABSENT
 
-    @property
-    def answer_tokens(self) -> int | None:
-        """Tokens that the answers may have; None is as many as the model makes."""
-        most = self.max_completion_tokens
-        if most is None:
+    def answer_tokens(self, lengths: tuple[str, ...]) -> int | None:
+        """Tokens that the answers may have by the first of `lengths`; None is as many as the model makes."""
+        most = self.max_completion_tokens if "max_completion_tokens" in lengths else None
+        if most is None and "max_tokens" in lengths:
             most = self.max_tokens
         return most if most is None or self.n is None else most * self.n
 

@@ -66,9 +66,10 @@ class EngineFields:
         cache_salt: whether it takes a cache salt.
         store: whether it would keep answers unless told not to.
         metered: whether it works on the tokens, and counts them.
+        lengths: parameters that say how long an answer may be; of several the first counts.
     """
 
-    __slots__ = ("cache_salt", "metered", "store", "streams", "usage_in_stream")
+    __slots__ = ("cache_salt", "lengths", "metered", "store", "streams", "usage_in_stream")
 
     def __init__(
         self,
@@ -78,12 +79,14 @@ class EngineFields:
         cache_salt: bool = True,
         store: bool = False,
         metered: bool = True,
+        lengths: tuple[str, ...] = (),
     ) -> None:
         self.streams = streams
         self.usage_in_stream = usage_in_stream
         self.cache_salt = cache_salt
         self.store = store
         self.metered = metered
+        self.lengths = lengths
 
 
 class Sanitised:
@@ -236,7 +239,7 @@ class Policy:
             keep_final=keep_final,
             keep_all=keep_all,
             prompt_tokens=_prompt_tokens(size, media) if fields.metered else 0,
-            answer_tokens=_answer_tokens(body) if fields.streams else 0,
+            answer_tokens=_answer_tokens(body, fields.lengths) if fields.streams else 0,
             answers=_answers(body) if stream else 0,
         )
 
@@ -263,7 +266,7 @@ class Policy:
             keep_final=keep_final,
             keep_all=keep_all,
             prompt_tokens=len(raw) // _BYTES_OF_TOKEN if fields.metered else 0,
-            answer_tokens=plain.answer_tokens if fields.streams else 0,
+            answer_tokens=plain.answer_tokens(fields.lengths) if fields.streams else 0,
             answers=answers if stream and answers > 1 else 0,
         )
 
@@ -320,11 +323,8 @@ def cache_salts(secret: bytes) -> Callable[[str], bytes]:
     return salt
 
 
-_LENGTHS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-
-
-def _answer_tokens(body: Body) -> int | None:
-    for name in _LENGTHS:
+def _answer_tokens(body: Body, lengths: tuple[str, ...]) -> int | None:
+    for name in lengths:
         if name in body:
             most = _whole(body[name])
             if most is not None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daemons.gateway.api.endpoints import ENDPOINTS
 from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.policy import structure
 from daemons.gateway.policy.bounds import PolicySettings
@@ -162,6 +163,25 @@ def test_streams_of_several_answers_are_known(body: dict[str, Any], answers: int
     assert ask({"model": "m", "stream": True, **body}).answers == answers
 
 
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("/v1/chat/completions", ["max_completion_tokens", "max_tokens"]),
+        ("/v1/completions", ["max_tokens"]),
+        ("/v1/messages", ["max_tokens"]),
+        ("/v1/responses", ["max_output_tokens"]),
+    ],
+)
+def test_an_answer_is_as_long_as_the_engine_takes_it_to_be(path: str, names: list[str]) -> None:
+    """A length under a name that its API does not know would reserve less than is used."""
+    fields = ENDPOINTS[path].fields
+    others = {"max_completion_tokens", "max_tokens", "max_output_tokens"} - set(names)
+    for body in ({"model": "m"}, {"model": "m", "messages": []}, {"model": "m", "prompt": "a"}):
+        assert ask({**body, **dict.fromkeys(others, 1)}, fields=fields).answer_tokens is None
+        given = {name: 100 * (place + 1) for place, name in enumerate(names)}
+        assert ask({**body, **dict.fromkeys(others, 1), **given}, fields=fields).answer_tokens == 100
+
+
 def test_a_body_that_needs_no_change_is_not_touched() -> None:
     body = b'{ "model" : "m",\n "tokens": [1, 2.50] }'
     assert ask(body, fields=EngineFields(cache_salt=False)).body == body
@@ -181,6 +201,7 @@ _FIELDS = st.builds(
     cache_salt=st.booleans(),
     store=st.booleans(),
     metered=st.booleans(),
+    lengths=st.sampled_from([(), ("max_tokens",), ("max_completion_tokens", "max_tokens")]),
 )
 _numbers = st.none() | st.integers(-1, 6) | st.sampled_from([131072, 131073, 1.0, True, "1"])
 _texts = st.lists(
