@@ -126,9 +126,8 @@ class Inference:
                 failure = _conclude(relay, failure)
         except (asyncio.CancelledError, ConnectionError):
             # The latter while its body was still being read. An answer that failed we have cut ourselves.
-            relay = exchange.relay
-            failed = relay.failure if relay is not None and relay.answered else None
-            failure = failed or ErrorCode.CLIENT_GONE
+            cut = exchange.relay
+            failure = (cut.failure if cut is not None and cut.answered else None) or ErrorCode.CLIENT_GONE
             raise
         except ApiError as error:
             failure = error.code
