@@ -235,6 +235,8 @@ class Gateway(Daemon):
                 # Whether a connection has become idle is a matter of time, not of an event.
                 while not (self._server is None or self._server.close_idle(monotonic())):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
+        # Before the others make room: nobody is let in only to be cut.
+        self._admission.close()
         for exchange in list(inference.active):
             if exchange.relay is not None:
                 exchange.relay.fail(ErrorCode.SHUTTING_DOWN, "")

@@ -94,6 +94,7 @@ class Admission:
         self._orders = {model: order() for model in pool.models}
         self._sizes = dict.fromkeys(pool.models, 0)
         self._waiting = 0
+        self._closed = False
         self._paces = {model: _Pace() for model in pool.models}
 
     def waiting(self, model: str) -> dict[Priority, int]:
@@ -102,7 +103,7 @@ class Admission:
 
     def enter_at_once(self, asked: Asked, now: float) -> Engine | None:
         """A place without waiting, where nobody waits already; the engine's `in_flight` counts it."""
-        if self._sizes[asked.model]:
+        if self._sizes[asked.model] or self._closed:
             return None
         engine = self._pool.pick(asked, now)
         if engine is not None:
@@ -113,10 +114,12 @@ class Admission:
         """Wait for a place; the engine's `in_flight` counts it. Cancelled, it gives everything back.
 
         Raises:
-            ApiError: no engine lives, the queue is full, or the wait took too long.
+            ApiError: no engine lives, the queue is full or closed, or the wait took too long.
         """
         loop = asyncio.get_running_loop()
         model = asked.model
+        if self._closed:
+            raise _closing()
         if not self._pool.lives(model, monotonic()):
             raise self.no_engine(model)
         if self._sizes[model] >= self._settings.depth:
@@ -164,12 +167,19 @@ class Admission:
             engine = self._pool.pick(ticket.asked, now)
             if engine is None:
                 if not self._pool.lives(model, now):
-                    self._turn_away(ticket)
+                    self._turn_away(ticket, self.no_engine(model))
                     continue
                 return
             self._dequeue(ticket)
             engine.in_flight += 1
             ticket.place.set_result(engine)
+
+    def close(self) -> None:
+        """Turn everybody away who waits, and whoever still comes."""
+        self._closed = True
+        for order in self._orders.values():
+            while (ticket := order.first()) is not None:
+                self._turn_away(ticket, _closing())
 
     def no_engine(self, model: str) -> ApiError:
         """The refusal while no engine of `model` answers requests."""
@@ -191,9 +201,10 @@ class Admission:
         self._sizes[ticket.asked.model] -= 1
         self._waiting -= 1
 
-    def _turn_away(self, ticket: Ticket) -> None:
+    def _turn_away(self, ticket: Ticket, error: ApiError) -> None:
         self._dequeue(ticket)
-        ticket.place.set_exception(self.no_engine(ticket.asked.model))
+        if not ticket.place.done():
+            ticket.place.set_exception(error)
 
     def _give_back(self, ticket: Ticket) -> None:
         """Undo `enter`: out of the line, or, where a place came in the same moment, out of the engine."""
@@ -202,3 +213,9 @@ class Admission:
         elif ticket.place.done() and not ticket.place.cancelled() and ticket.place.exception() is None:
             model = ticket.asked.model
             self.leave(ticket.place.result(), model, monotonic())
+
+
+def _closing() -> ApiError:
+    return ApiError(
+        ErrorCode.SHUTTING_DOWN, "The server is going down; try again in 1 s.", headers={"Retry-After": "1"}
+    )

@@ -50,3 +50,20 @@ async def test_a_connection_is_not_closed_under_the_next_request_of_a_client_tha
         assert b"Connection: close" in answer
         writer.close()
         await stopping
+
+
+async def test_who_still_waits_at_the_end_of_a_drain_is_told_to_come_back(tmp_path: Path) -> None:
+    held = HeldStream()
+    async with FakeEngine(held) as engine:
+        one = {"name": "e", "url": engine.url, "models": ["m"], "max_in_flight": 1}
+        async with gateway(tmp_path, engine.url, engines=[one], timeouts={"drain": 0.3}) as running:
+            stream = asyncio.create_task(running.chat(stream=True))
+            await until(lambda: engine.calls)
+            waiting = asyncio.create_task(running.chat())
+            await until(lambda: sum(running.gateway._admission.waiting("m").values()) == 1)
+            await running.gateway.stop()
+            refused = await waiting
+            assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+            assert (await refused.json())["error"]["code"] == "shutting_down"
+            assert '"shutting_down"' in await (await stream).text()
+            assert len(engine.calls) == 1

@@ -160,6 +160,25 @@ async def test_who_waits_too_long_is_told_and_leaves_no_trace() -> None:
     house.check()
 
 
+async def test_whoever_waits_when_the_server_goes_down_is_told() -> None:
+    house = House()
+    for priority in ("default", "default", "default", "default", "batch", "default"):
+        await house.come(priority)
+    gone = house.waiting[0]
+    gone.cancel()
+    house.admission.close()
+    await asyncio.gather(*house.waiting, return_exceptions=True)
+    await house.come("default")
+    await house.leave()
+    await house.come("default")
+    await asyncio.gather(*house.waiting, return_exceptions=True)
+    assert gone.cancelled()
+    assert [error.code for error in house.refused] == [ErrorCode.SHUTTING_DOWN] * 3
+    assert all(error.headers["Retry-After"] for error in house.refused)
+    assert sum(house.admission.waiting("m").values()) == 0
+    house.check()
+
+
 @pytest.mark.parametrize("interval", [0.001, 0.5, 3.0, 20.0])
 async def test_retry_after_follows_from_how_fast_places_come_free(interval: float) -> None:
     house = House(depth=6)
