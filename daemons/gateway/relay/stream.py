@@ -183,6 +183,13 @@ class StreamRelay(Relay, asyncio.Protocol):
         else:
             self._failed(ErrorCode.ENGINE_LOST, "the engine ended the stream before the answer was complete")
 
+    def response_failed(self, error: Exception) -> None:
+        if self._filter.complete:
+            # Its reader has been told that it is, and will not look at an error behind that.
+            self.response_ended()
+        else:
+            super().response_failed(error)
+
     def _failed(self, code: ErrorCode, detail: str) -> None:
         self._connection = None
         self.failure, self.detail = code, detail

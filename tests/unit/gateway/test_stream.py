@@ -254,6 +254,22 @@ def test_a_chunk_of_another_size_than_it_says_ends_the_stream_with_an_error(off:
     assert b"[DONE]" not in got
 
 
+@pytest.mark.parametrize("rest", [b"", b"0\r\n", b"xyz\r\n"])
+async def test_an_answer_that_was_whole_before_its_connection_broke_has_not_failed(rest: bytes) -> None:
+    client, engine = _Client(), _Transport()
+    relay = streamed(client, Series())
+    relay.begin(connected(engine), b"")
+    whole = b"".join(_chunks([START + b'"a"}}]}\n\n', b"data: [DONE]\n\n"]))
+    engine.receives(HEAD + whole)
+    if rest:
+        engine.receives(rest)
+    engine.protocol.connection_lost(ConnectionResetError())
+    assert relay.failure is None
+    written = b"".join(client.sent.written)
+    assert written.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+    assert written.count(b"[DONE]") == 1
+
+
 async def test_requests_of_one_moment_leave_together_in_their_order() -> None:
     outbox, order = Outbox(lambda: 1.0), list[bytes]()
     begun = [_begun(outbox, order, b"%d" % number) for number in range(3)]
