@@ -117,7 +117,8 @@ def _secrets_of(key: KeySettings) -> list[_Secret]:
         networks=key.networks,
         limits=key.limits,
         expires=expires,
-        cache_group=key.cache_group or key.name,
+        # No key's own name: a key of the name that others chose for their group is none of them.
+        cache_group=f"group:{key.cache_group}" if key.cache_group else key.name,
     )
     made = []
     for secret in key.all_secrets():

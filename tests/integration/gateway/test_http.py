@@ -8,8 +8,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from daemons.gateway.api.endpoints import ENDPOINTS
 from tests.support.fake_engine import Call, FakeEngine, answer_chat
-from tests.support.gateway import KEY, gateway, until, write_key
+from tests.support.gateway import BEARER, KEY, gateway, until, write_key
 
 BODY = b'{"model":"m","messages":[]}'
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n" % KEY.encode()
@@ -294,3 +295,73 @@ async def test_cors_is_for_named_origins_only(tmp_path: Path) -> None:
             told = {name.lower() for name in answer.headers if name.lower().startswith(("x-", "retry-"))}
             assert {"x-request-id", "x-ratelimit-remaining-tokens"} <= told
             assert (told <= set(exposed)) == (status == 204)
+
+
+async def test_by_default_no_other_origin_is_allowed(tmp_path: Path) -> None:
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+        origin = {"Origin": "https://chat.example.org", "Access-Control-Request-Method": "POST"}
+        for path in ("/v1/chat/completions", "/v1/models", "/health"):
+            async with running.session.options(running.url + path, headers=origin) as response:
+                assert response.status == 405
+                assert not [name for name in response.headers if name.startswith("Access-Control")]
+        answer = await running.ask("/v1/chat/completions", {"model": "m"}, Origin=origin["Origin"])
+        assert answer.status == 200
+        assert not [name for name in answer.headers if name.startswith("Access-Control")]
+
+
+@pytest.mark.parametrize("path", sorted(ENDPOINTS))
+async def test_every_path_asks_for_a_key_and_goes_to_the_engine_under_its_own_name(
+    tmp_path: Path, path: str
+) -> None:
+    async def script(call: Call) -> None:
+        await call.send_json({"usage": {"prompt_tokens": 3}})
+
+    async with FakeEngine(script) as engine, gateway(tmp_path, engine.url) as running:
+        for headers in ({}, {"X-API-Key": "wrong"}, {"Authorization": "Bearer wrong"}):
+            async with running.session.post(running.url + path, json={"model": "m"}, headers=headers) as told:
+                assert told.status == 401
+        assert not engine.calls
+        async with running.session.post(
+            running.url + path + "?a=b", json={"model": "m"}, headers={"X-API-Key": KEY, "X-Other": "x"}
+        ) as response:
+            assert response.status == 200
+        (call,) = engine.calls
+        assert call.path == path
+        assert call.headers.keys() <= {"host", "content-type", "content-length", "x-request-id"}
+        for method in ("GET", "PUT", "DELETE"):
+            async with running.session.request(method, running.url + path) as refused:
+                assert (refused.status, refused.headers["Allow"]) == (405, "POST")
+
+
+async def test_models_and_usage_ask_for_a_key_and_models_tell_whether_they_are_there(tmp_path: Path) -> None:
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+        for path in ("/v1/models", "/v1/models/m", "/v1/usage"):
+            async with running.session.get(running.url + path) as response:
+                assert response.status == 401
+
+        async def ready() -> bool:
+            async with running.session.get(running.url + "/v1/models/m", headers=BEARER) as response:
+                return bool((await response.json())["ready"])
+
+        assert await ready()
+        engine.health = 503
+        await until(lambda: not running.gateway.pool.ready(0))
+        assert not await ready()
+        assert not engine.calls
+
+
+async def test_a_cache_is_shared_between_chosen_keys_only(tmp_path: Path) -> None:
+    for name, more in (
+        ("a", {"cache_group": "both"}),
+        ("b", {"cache_group": "both"}),
+        ("c", {}),
+        ("both", {}),
+    ):
+        write_key(tmp_path / "keys.d", name, f"key-{name}", **more)
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+        for key in ("a", "b", "c", "both"):
+            answer = await running.ask("/v1/chat/completions", {"model": "m"}, f"key-{key}")
+            assert answer.status == 200
+        a, b, c, both = (call.json["cache_salt"] for call in engine.calls)
+        assert a == b
+        assert len({a, c, both}) == 3
