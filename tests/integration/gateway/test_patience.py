@@ -1,11 +1,16 @@
 """What keeps others waiting: engines that fall silent, long prefills, clients that do not read."""
 
 import asyncio
+import contextlib
 import json
+import socket
 from pathlib import Path
 
+import pytest
+
+from daemons.gateway.pool.connections import Dialer
 from tests.support.fake_engine import STREAM_HEAD, Call, FakeEngine, answer_chat, chunk, delta, event
-from tests.support.gateway import KEY, gateway, idle, until
+from tests.support.gateway import KEY, Running, gateway, idle, until
 
 
 async def test_an_engine_that_falls_silent_is_cut(tmp_path: Path) -> None:
@@ -92,3 +97,106 @@ async def test_a_slow_reader_pauses_the_engine_and_is_dropped(tmp_path: Path) ->
         assert sent < 40_000_000
         await until(lambda: idle(running))
         writer.close()
+        await _counted(running, "client_stalled")
+
+
+async def _counted(running: Running, outcome: str) -> None:
+    """Exactly one request has ended so, and none in another way."""
+    samples = await running.metrics()
+    named = {name: value for name, value in samples.items() if name.startswith("llm_gateway_requests_total")}
+    assert sum(named.values()) == 1
+    (found,) = (name for name, value in named.items() if value)
+    assert f'outcome="{outcome}"' in found
+
+
+async def test_a_slow_reader_of_an_answer_in_one_piece_is_dropped(tmp_path: Path) -> None:
+    gone = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await call.send(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        try:
+            while True:
+                await call.send(chunk(b" " * 100_000))
+        except ConnectionError:
+            gone.set()
+
+    async with (
+        FakeEngine(script) as engine,
+        gateway(tmp_path, engine.url, timeouts={"stalled_reader": 0.5}) as running,
+    ):
+        _, writer = await asyncio.open_connection("127.0.0.1", running.port, limit=1024)
+        body = b'{"model":"m","messages":[]}'
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+        writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        await asyncio.wait_for(gone.wait(), 20)
+        await until(lambda: idle(running))
+        writer.close()
+        await _counted(running, "client_stalled")
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "stream", "word"),
+    [
+        ({"first_byte": {"default": 0.3}, "keep_alive": 5}, True, "engine_timeout"),
+        ({"total": 0.3}, True, "total_timeout"),
+        ({"total": 0.3}, False, "total_timeout"),
+    ],
+)
+async def test_an_engine_that_does_not_answer_in_time_is_left(
+    tmp_path: Path, timeouts: dict[str, object], stream: bool, word: str
+) -> None:
+    gone = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await call.gone()
+        gone.set()
+
+    async with FakeEngine(script) as engine, gateway(tmp_path, engine.url, timeouts=timeouts) as running:
+        response = await running.chat(stream=stream)
+        assert response.status == 504
+        assert (await response.json())["error"]["code"] == word
+        await asyncio.wait_for(gone.wait(), 10)
+        await _counted(running, word)
+        assert len(engine.calls) == 1
+
+
+async def test_a_connection_that_nobody_takes_is_not_waited_for() -> None:
+    with contextlib.ExitStack() as sockets:
+        full = sockets.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            # Once its backlog is taken the kernel leaves whoever else comes without an answer.
+            other = sockets.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(full.getsockname())
+        async with asyncio.timeout(10):
+            with pytest.raises(TimeoutError):
+                await Dialer(f"http://127.0.0.1:{full.getsockname()[1]}", None, 0.2).open()
+
+
+async def test_comments_begin_only_once_a_request_has_its_place(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await go_on.wait()
+        await answer_chat(call)
+
+    async with FakeEngine(script) as engine:
+        one = {"name": "e", "url": engine.url, "models": ["m"], "max_in_flight": 1}
+        async with gateway(
+            tmp_path,
+            engine.url,
+            engines=[one],
+            timeouts={"keep_alive": 0.1},
+            queue={"deadlines": {"default": 0.6}},
+        ) as running:
+            first = asyncio.create_task(running.chat())
+            await until(lambda: engine.calls)
+            waited = await running.chat(stream=True)
+            assert waited.status == 503
+            assert (await waited.json())["error"]["code"] == "queue_timeout"
+            go_on.set()
+            assert (await first).status == 200

@@ -1,9 +1,13 @@
 """Which engine a request gets, and how it waits for one."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
-from tests.support.fake_engine import Call, FakeEngine, answer_chat
+import aiohttp
+import pytest
+
+from tests.support.fake_engine import STREAM_HEAD, Call, FakeEngine, answer_chat, delta
 from tests.support.gateway import gateway, idle, until, write_key
 
 
@@ -72,6 +76,55 @@ async def test_a_busy_engine_is_replaced_and_two_busy_ones_are_told(tmp_path: Pa
         assert len(one.calls) == len(two.calls) == 1
         one.script = answer_chat
         assert {(await running.chat()).status for _ in range(3)} == {200}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_another_engine_would_not_mend_is_not_tried_again(tmp_path: Path, stream: bool) -> None:
+    """Neither a request that an engine fails at, nor one whose answer has begun."""
+
+    async def failing(call: Call) -> None:
+        await call.send_json({"error": {"message": "a bug"}}, 500)
+
+    async def breaking(call: Call) -> None:
+        if stream:
+            await call.send(STREAM_HEAD)
+            await call.send_event(delta("a"))
+        else:
+            head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 400000\r\n\r\n"
+            await call.send(head + b" " * 300_000)
+        await until(lambda: any(relay.opened for e in running.gateway.pool.engines for relay in e.relays))
+        call.reset()
+
+    async with (
+        FakeEngine(failing) as one,
+        FakeEngine(failing) as two,
+        gateway(tmp_path, one.url, two.url) as running,
+    ):
+        response = await running.chat(stream=stream)
+        assert (response.status, len(one.calls) + len(two.calls)) == (502, 1)
+        one.script = two.script = breaking
+        with contextlib.suppress(aiohttp.ClientError):
+            await running.chat(stream=stream)
+        assert len(one.calls) + len(two.calls) == 2
+        assert not [name for name in await running.metrics() if name.startswith("llm_gateway_retries_total{")]
+        assert idle(running)
+
+
+async def test_media_come_only_from_hosts_that_every_engine_of_a_model_may_reach(tmp_path: Path) -> None:
+    def asking(host: str) -> dict[str, object]:
+        part = {"type": "image_url", "image_url": {"url": f"https://{host}/cat.png"}}
+        return {"model": "m", "messages": [{"role": "user", "content": [part]}]}
+
+    async with FakeEngine(answer_chat) as engine:
+        engines = [
+            {"name": "a", "url": engine.url, "models": ["m"], "media_hosts": ["both.example", "a.example"]},
+            {"name": "b", "url": engine.url, "models": ["m"], "media_hosts": ["both.example"]},
+        ]
+        async with gateway(tmp_path, engine.url, engines=engines) as running:
+            for host, status in (("both.example", 200), ("a.example", 400), ("c.example", 400)):
+                response = await running.ask("/v1/chat/completions", asking(host))
+                assert response.status == status
+            assert len(engine.calls) == 1
 
 
 async def test_a_full_queue_says_when_to_come_back_and_a_leaver_frees_his_place(tmp_path: Path) -> None:
