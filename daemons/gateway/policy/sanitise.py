@@ -1,5 +1,6 @@
 """A request body, read once: what it asks for, and the bytes that the engine gets."""
 
+import codecs
 import hmac
 from collections.abc import Callable, Collection
 from typing import Final
@@ -24,6 +25,8 @@ _decode_flag = msgspec.json.Decoder(bool | None).decode
 _decode_number = msgspec.json.Decoder(float | bool | None).decode
 _decode_text = msgspec.json.Decoder(str).decode
 _encode = msgspec.json.Encoder().encode
+_utf8 = codecs.getincrementaldecoder("utf-8")
+_PIECE: Final = 65536
 
 _ALL_USAGE = msgspec.Raw(b'{"include_usage":true,"continuous_usage_stats":true}')
 
@@ -148,6 +151,22 @@ def parse(raw: bytes) -> Body:
         raise ApiError(ErrorCode.INVALID_JSON, f"The request body is not a JSON object: {error}") from None
 
 
+def check_text(raw: bytes) -> None:
+    """Refuse what is no UTF-8: values that nobody reads here would go on to the engine, which fails at them.
+
+    Raises:
+        ApiError: it is none.
+    """
+    decoder = _utf8()
+    try:
+        # Piece by piece: as a whole it would take up to four times its bytes.
+        for at in range(0, len(raw), _PIECE):
+            decoder.decode(raw[at : at + _PIECE])
+        decoder.decode(b"", True)
+    except UnicodeDecodeError as error:
+        raise ApiError(ErrorCode.INVALID_JSON, f"The request body is not UTF-8: {error.reason}.") from None
+
+
 def text_of(body: Body, name: str) -> str:
     """A parameter that must be a string.
 
@@ -204,6 +223,8 @@ class Policy:
         Raises:
             ApiError: the request is refused.
         """
+        if not raw.isascii():
+            check_text(raw)
         plain = self._plain(raw)
         if plain is not None and not fields.store:
             return self._pass(plain, raw, cache_group, fields)

@@ -189,6 +189,22 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
     assert caught.value.code is ErrorCode.INVALID_JSON
 
 
+@pytest.mark.parametrize("text", [b"\xff", b"\xed\xa0\x80", b"\xc3", b"\xc0\x80"])
+@pytest.mark.parametrize("many", [0, 65535, 70000])
+def test_what_is_no_utf_8_is_refused_wherever_it_stands(text: bytes, many: int) -> None:
+    for body in (
+        b'{"model":"m","messages":[],"user":"%b"}',
+        b'{"model":"m","messages":[{"role":"user","content":["%b"]}]}',
+        b'{"model":"m","prompt":"%b"}',
+        b'{"model":"m","tokens":["%b"]}',
+    ):
+        with pytest.raises(ApiError) as caught:
+            ask(body % (b" " * many + text))
+        assert caught.value.code is ErrorCode.INVALID_JSON
+    whole = "\u00e9" * many + "\U0001f600"
+    assert sent(json.dumps({"model": "m", "prompt": whole}, ensure_ascii=False).encode())["prompt"] == whole
+
+
 def _image(url: str) -> dict[str, Any]:
     part = {"type": "image_url", "image_url": {"url": url}}
     return {"model": "m", "messages": [{"role": "user", "content": [part]}]}
