@@ -80,7 +80,7 @@ class Dispatch:
             check_framing(request.headers)
             preflight = self._cors.preflight(request)
             if preflight is not None:
-                return preflight
+                return self._signed(preflight, request.headers, name, form)
             if endpoint is not None:
                 raise _method("POST", request.method)
             answer = await self._other(request, path)

@@ -287,6 +287,7 @@ async def test_cors_is_for_named_origins_only(tmp_path: Path) -> None:
             headers["Access-Control-Request-Headers"] = "authorization, x-stainless-os"
             async with running.session.options(running.url + "/v1/models", headers=headers) as response:
                 assert response.status == status
+                assert response.headers["X-Request-Id"]
                 allowed = response.headers.get("Access-Control-Allow-Headers", "")
                 assert ("x-stainless-os" in allowed) == (status == 204)
             answer = await running.ask("/v1/chat/completions", {"model": "m"}, Origin=origin)
