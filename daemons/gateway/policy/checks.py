@@ -18,7 +18,7 @@ _TOKENS = re.compile(rb"\[\s*[0-9]")
 _OFF = frozenset({b"null", b"false"})
 _REGEXES = frozenset({"regex", "pattern", "whitespace_pattern", "patternProperties"})
 # A bracket of a group; what is escaped or stands in a class of characters is none.
-_GROUPS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*+\]|([()])", re.DOTALL)
+_GROUPS = re.compile(r"\\.|\[(?:\\.|[^\]\\])*+(?:\]|\\?\Z)|([()])", re.DOTALL)
 # Arguments by which a tokenizer would be told what else to do, or the server's own be replaced.
 _NOT_THE_TEMPLATES = frozenset(
     {

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from typing import Any
 
 import pytest
@@ -140,6 +141,7 @@ DEEP: dict[str, Any] = json.loads('{"items":' * 40 + "{}" + "}" * 40)
             "response_format.patternProperties",
         ),
         ("structured_outputs", {"regex": "(" * 33 + "a" + ")" * 33}, "structured_outputs.regex"),
+        ("structured_outputs", {"regex": "[]" + "(" * 33}, "structured_outputs.regex"),
         ("tools", [{"function": {"parameters": {"pattern": "(" * 33 + ")" * 33}}}], "tools.pattern"),
         ("tools", [{"type": "namespace", "tools": [{"type": "function"}] * 128}], "tools"),
         ("tools", [{"type": "namespace", "tools": [{"server_url": "http://x"}]}], "tools"),
@@ -156,7 +158,7 @@ def test_bounds_hold_wherever_an_engine_looks(name: str, value: object, param: s
     [
         ("structured_outputs", {"json": '{"type":"object"}'}),
         ("structured_outputs", {"regex": "(a)(b)" * 100}),
-        ("structured_outputs", {"regex": r"\(" * 100 + "[(]" * 100 + "[^](]" * 100}),
+        ("structured_outputs", {"regex": r"\(" * 100 + "[(]" * 100 + "[^(\\](]" * 100}),
         ("response_format", {"json_schema": {"schema": {"patternProperties": {"^a": {}}}}}),
         ("response_format", {"json_schema": {"schema": {"properties": {"pattern": {"type": "string"}}}}}),
         ("tools", [{"type": "namespace", "tools": [{"type": "function"}] * 127}]),
@@ -164,6 +166,14 @@ def test_bounds_hold_wherever_an_engine_looks(name: str, value: object, param: s
 )
 def test_structures_within_bounds_pass(name: str, value: object) -> None:
     assert sent({"model": "m", name: value})[name] == value
+
+
+@pytest.mark.parametrize("pattern", ["[" * 2048, "[\\" * 1000, "\\" * 2047, "()" * 1024, "[a" * 1024])
+def test_hostile_patterns_are_read_quickly(pattern: str) -> None:
+    tools = [{"function": {"parameters": {"pattern": pattern}}}] * 60
+    began = time.process_time()
+    ask({"model": "m", "tools": tools})
+    assert time.process_time() - began < 0.5
 
 
 def test_a_repeated_prompt_has_no_more_logprobs_than_a_prompt_may_have() -> None:
