@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from daemons.gateway.api.content import Content
     from daemons.gateway.metrics import Series
     from daemons.gateway.pool.engine import Engine
+    from daemons.gateway.pool.pick import Asked
     from daemons.gateway.relay.relay import Relay
     from daemons.gateway.tenants.limiter import Reservation
     from daemons.gateway.tenants.ring import Tenant
@@ -24,6 +25,8 @@ class Exchange:
         endpoint: short name of the API path.
         arrived: loop time of its arrival.
         bytes_in: size of the body.
+        held: bytes of it that count among the large ones; 0 once its answer has begun.
+        asked: what an engine is asked for.
         model: the model asked for; empty until it is known.
         model_label: the model as a metric label.
         stream: whether a stream was asked for.
@@ -43,6 +46,7 @@ class Exchange:
 
     __slots__ = (
         "arrived",
+        "asked",
         "bytes_in",
         "client",
         "closes",
@@ -50,6 +54,7 @@ class Exchange:
         "endpoint",
         "engine",
         "entry",
+        "held",
         "model",
         "model_label",
         "prompt_estimate",
@@ -81,7 +86,8 @@ class Exchange:
         self.arrived = arrived
         self.client = client
         self.model = model
-        self.bytes_in = 0
+        self.bytes_in = self.held = 0
+        self.asked: Asked | None = None
         self.model_label = "other"
         self.stream = False
         self.prompt_estimate = 0

@@ -267,6 +267,8 @@ class Gateway(Daemon):
             for engine in self.pool.engines:
                 for relay in list(engine.relays):
                     relay.check(now)
+            if self._inference is not None:
+                self._inference.forget_bodies()
             self._metrics.gather()
             # A place may be there without an event: a retry has left it, or an engine has rested.
             for model in self.pool.models:

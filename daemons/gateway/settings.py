@@ -109,10 +109,18 @@ class LimitSettings(Settings):
 
     body_bytes: Bytes = 20 * 1024 * 1024
     """A request body; images travel inside it."""
+    bodies_bytes: Bytes = 1024 * 1024 * 1024
+    """The bodies over 64 KiB of all requests whose answers have not begun; a key may have a quarter."""
     header_bytes: Bytes = 16 * 1024
     """One header line."""
     header_count: int = Field(default=64, ge=8)
     """Header lines of a request."""
+
+    @model_validator(mode="after")
+    def _room_for_one(self) -> "LimitSettings":
+        if self.bodies_bytes < self.body_bytes:
+            raise ValueError("bodies_bytes: must hold at least one body of body_bytes")
+        return self
 
 
 class LedgerSettings(Settings):

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aiohttp import StreamReader, hdrs, web
@@ -88,23 +89,27 @@ def body_at_hand(headers: CIMultiDictProxy[str], content: StreamReader, limit: i
     return body
 
 
-async def read_body(request: "Arrival", limit: int, seconds: float) -> bytes:
+async def read_body(request: "Arrival", limit: int, seconds: float, take: Callable[[int], None]) -> bytes:
     """The body of `request` that has not come whole.
 
     Args:
         request: the request.
         limit: bytes it may have.
         seconds: in which it must arrive.
+        take: is told of the bytes before they are read, and may refuse them.
 
     Raises:
-        ApiError: it is larger, or does not arrive in time.
+        ApiError: it is larger, refused, or does not arrive in time.
     """
+    length = request.message.headers.get(hdrs.CONTENT_LENGTH)
+    if length is not None:
+        take(int(length))
     transport = request.client.transport
     if hdrs.EXPECT in request.message.headers and transport is not None:
         transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     try:
         async with asyncio.timeout(seconds):
-            return await _read_at_most(request.content, limit)
+            return await _read_at_most(request.content, limit, take if length is None else None)
     except TimeoutError:
         raise ApiError(
             ErrorCode.REQUEST_TIMEOUT, f"The request body did not arrive within {seconds:g} s."
@@ -113,12 +118,15 @@ async def read_body(request: "Arrival", limit: int, seconds: float) -> bytes:
         raise ApiError(ErrorCode.INVALID_HTTP, f"The request body is malformed: {error}") from None
 
 
-async def _read_at_most(payload: StreamReader, limit: int) -> bytes:
+async def _read_at_most(payload: StreamReader, limit: int, take: Callable[[int], None] | None) -> bytes:
     body = bytearray()
     while not payload.at_eof():
-        body += await payload.readany()
-        if len(body) > limit:
+        piece = await payload.readany()
+        if len(body) + len(piece) > limit:
             raise too_large(limit)
+        if take is not None:
+            take(len(piece))
+        body += piece
     return bytes(body)
 
 

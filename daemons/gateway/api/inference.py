@@ -11,6 +11,7 @@ from daemons.gateway.admission.queue import Admission
 from daemons.gateway.api import accept
 from daemons.gateway.api.accept import X_REQUEST_ID
 from daemons.gateway.api.arrival import Arrival
+from daemons.gateway.api.bodies import SMALL, Bodies
 from daemons.gateway.api.content import Content
 from daemons.gateway.api.cors import Cors
 from daemons.gateway.api.endpoints import Endpoint
@@ -80,6 +81,8 @@ class Inference:
 
     def __init__(self, settings: GatewaySettings, stages: Stages, cors: Cors) -> None:
         self._limits = settings.limits
+        limits, refused = settings.limits, stages.metrics.rate_limited
+        self._bodies = Bodies(limits.bodies_bytes, limits.body_bytes, refused)
         self._timeouts = settings.timeouts
         self._stages = stages
         self._cors = cors
@@ -106,16 +109,17 @@ class Inference:
         self.active.add(exchange)
         try:
             raw = accept.body_at_hand(headers, arrival.content, self._limits.body_bytes)
-            if raw is None:
-                raw = await accept.read_body(arrival, self._limits.body_bytes, self._timeouts.request_body)
+            if raw is None or len(raw) > SMALL:
+                raw = await self._large(exchange, arrival, raw)
             asked_for = self._let_in(exchange, arrival, endpoint, raw)
             del raw  # the engine's body is another one, and a stream may be long
             if stages.limits.store is not None and exchange.reservation is not None:
                 await stages.limits.agree(exchange.reservation, tenant)
             stages.bill.began(exchange)
-            asked = Asked(
+            exchange.asked = asked = Asked(
                 exchange.model, tenant.alias, tenant.cache_group, asked_for.body, asked_for.prompt_tokens
             )
+            asked_for.body = b""
             exchange.engine = stages.admission.enter_at_once(asked, monotonic()) or await self._wait(
                 exchange, asked
             )
@@ -138,6 +142,34 @@ class Inference:
         stages.metrics.answered += 1
         # What the answer's head did not announce would meet the client's next request on its way.
         return not exchange.closes
+
+    async def _large(self, exchange: Exchange, arrival: Arrival, raw: bytes | None) -> bytes:
+        """The body of a request that is large, or has not come whole as `raw`.
+
+        Raises:
+            ApiError: it is too large, or too much for now, or does not arrive in time.
+        """
+
+        def take(size: int) -> None:
+            self._bodies.take(exchange.tenant.alias, size)
+            exchange.held += size
+
+        if raw is None:
+            return await accept.read_body(arrival, self._limits.body_bytes, self._timeouts.request_body, take)
+        take(len(raw))
+        return raw
+
+    def forget_bodies(self) -> None:
+        """Let go of the large bodies that no engine will be sent any more; called about every second."""
+        for exchange in self.active:
+            if exchange.held and exchange.relay is not None and exchange.relay.answered:
+                self._forget_body(exchange)
+
+    def _forget_body(self, exchange: Exchange) -> None:
+        self._bodies.give_back(exchange.tenant.alias, exchange.held)
+        exchange.held = 0
+        if exchange.asked is not None:
+            exchange.asked.body = b""
 
     def _let_in(self, exchange: Exchange, arrival: Arrival, endpoint: Endpoint, raw: bytes) -> Sanitised:
         """What `raw` asks for, and that within the limits.
@@ -220,6 +252,8 @@ class Inference:
 
     def _end(self, client: ClientConnection, exchange: Exchange, failure: ErrorCode | None) -> None:
         self.active.discard(exchange)
+        if exchange.held:
+            self._forget_body(exchange)
         relay = exchange.relay
         detail = ""
         if relay is not None:

@@ -68,7 +68,7 @@ class Relay:
     Attributes:
         head: head of the latest answer.
         failure: why the latest attempt failed; None while it runs and after success.
-        detail: the failure in the engine's or the system's words, for the log.
+        detail: the failure in more words, for the log; never any of the prompt or the answer.
         body: body of an answer that was collected whole, or of one with a status other than 200.
         opened: the response head went to the client.
         answered: part of an answer went to the client, so that no other engine may take over.

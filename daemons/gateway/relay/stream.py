@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Final
 
 from daemons.gateway.errors import ErrorCode
+from daemons.gateway.relay.engine_error import error_name
 from daemons.gateway.relay.http1 import CHUNK_LINES, ProtocolError, ResponseHead
 from daemons.gateway.relay.relay import Client, Observer, Patience, Relay
 from daemons.gateway.relay.sse import USAGE_AFTER_CHOICES, EventFilter, OpenAIFilter
@@ -122,7 +123,7 @@ class StreamRelay(Relay, asyncio.Protocol):
             self.answered = True
             self._send(out, now, last=last and events.complete)
         if events.error is not None:
-            self.fail(ErrorCode.ENGINE_ERROR, events.error[:2000].decode(errors="replace"))
+            self.fail(ErrorCode.ENGINE_ERROR, error_name(events.error))
 
     def whole_received(self, head: ResponseHead, body: bytes) -> None:
         self.response_began(head)

@@ -191,6 +191,51 @@ async def test_an_engine_error_before_any_token_keeps_its_status(tmp_path: Path)
         assert (await response.json())["error"]["code"] == "engine_error"
 
 
+@pytest.mark.parametrize(
+    ("path", "lines", "told"),
+    [
+        (
+            "chat/completions",
+            'data: {"error":{"message":"said \'Hi\'","type":"server_error","code":500}}',
+            "server_error 500",
+        ),
+        (
+            "chat/completions",
+            'data: {"error":{"message":"Hi","type":"Hi there","code":"a b"}}',
+            "no type, no code",
+        ),
+        ("chat/completions", 'data: {"error"', "no type, no code"),
+        (
+            "messages",
+            'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"Hi"}}',
+            "api_error",
+        ),
+        (
+            "responses",
+            'event: error\ndata: {"type":"error","code":"server_error","message":"Hi"}',
+            "server_error",
+        ),
+    ],
+)
+async def test_an_engine_s_error_is_logged_by_its_name_and_not_in_its_words(
+    tmp_path: Path, path: str, lines: str, told: str
+) -> None:
+    """They may quote the prompt or the answer."""
+
+    async def script(call: Call) -> None:
+        await call.send(STREAM_HEAD + chunk(f"{lines}\n\n".encode()) + END)
+
+    async with FakeEngine(script) as engine, gateway(tmp_path, engine.url) as running:
+        body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "input": "Hi", "max_tokens": 9}
+        with structlog.testing.capture_logs() as logged:
+            response = await running.ask(f"/v1/{path}", {**body, "stream": True})
+            await until(lambda: idle(running))
+        assert response.status == 502
+        assert "Hi" not in str(logged)
+        details = [line["detail"] for line in logged if line["event"] == "request"]
+        assert details == [f"the engine sent an error: {told}; its own log has more"]
+
+
 async def test_a_stream_of_named_events_arrives_whole(tmp_path: Path) -> None:
     parts = [
         b'event: message_start\ndata: {"message":{"usage":{"input_tokens":5,"output_tokens":0}}}\n\n',

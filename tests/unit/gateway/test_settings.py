@@ -80,3 +80,10 @@ def test_check_says_that_the_client_of_shared_limits_is_missing(
     monkeypatch.setitem(sys.modules, "redis", None)
     assert main(["--config", str(path), "--check"]) == 78
     assert "requirements/redis.txt" in capsys.readouterr().err
+
+
+def test_all_bodies_together_hold_at_least_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_key(tmp_path / "keys.d", "good")
+    path = _write(tmp_path, GOOD + "limits: {body_bytes: 2000, bodies_bytes: 1000}\n")
+    assert main(["--config", str(path), "--check"]) == 78
+    assert "bodies_bytes: must hold at least one body" in capsys.readouterr().err
