@@ -60,7 +60,9 @@ def check_framing(headers: CIMultiDictProxy[str]) -> None:
         "chunked"
     ]:
         raise ApiError(ErrorCode.INVALID_HTTP, "The only Transfer-Encoding taken here is 'chunked'.")
-    if hdrs.CONTENT_ENCODING in headers and headers[hdrs.CONTENT_ENCODING].lower() != "identity":
+    if hdrs.CONTENT_ENCODING in headers and [c.lower() for c in headers.getall(hdrs.CONTENT_ENCODING)] != [
+        "identity"
+    ]:
         raise ApiError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, "Request bodies must not be compressed.")
     if hdrs.EXPECT in headers and headers[hdrs.EXPECT].lower() != "100-continue":
         raise ApiError(ErrorCode.INVALID_HTTP, "The only Expect taken here is '100-continue'.", status=417)
