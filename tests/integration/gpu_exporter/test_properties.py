@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
@@ -66,7 +66,7 @@ def test_any_error_on_any_call(inside: Any, unit_of: Callable[[int], str], name:
     whole = series(taken(unit_of).body.plain)
     assert len(whole) > 50
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=150)
     @given(FAILURES)
     def check(failures: list[tuple[int, str, int]]) -> None:
         inside.lines = list(healthy)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from daemons.gateway.admission.queue import Admission, FirstComeByClass
@@ -110,7 +110,6 @@ STEPS: dict[str, Callable[[House], Awaitable[None]]] = {
 }
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(sorted(STEPS)), max_size=60))
 def test_no_place_is_lost_or_given_twice(steps: list[str]) -> None:
     async def run() -> None:
