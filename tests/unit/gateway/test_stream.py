@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 from typing import cast
 
 import pytest
@@ -128,10 +129,12 @@ async def test_gaps_are_those_of_the_engine_and_none_is_lost() -> None:
     before = series.inter_token.total
     relay.client_paused()
     await asyncio.sleep(0.05)
+    resumed = monotonic()
     relay.client_resumed()
     engine.receives(piece)
     assert counted() == 6
-    assert series.inter_token.total - before < 0.05
+    # Of the pause it has nothing, however long the machine took for the rest.
+    assert series.inter_token.total - before <= monotonic() - resumed
 
 
 def plain(client: _Client) -> Relay:
