@@ -10,6 +10,7 @@ from time import monotonic, time
 import pytest
 
 from daemons.gateway.metrics import Counter
+from daemons.gateway.tenants import hand_over
 from daemons.gateway.tenants.accounts import Refused
 from daemons.gateway.tenants.bounds import Bounds
 from daemons.gateway.tenants.hand_over import HandOver
@@ -19,6 +20,13 @@ from daemons.gateway.tenants.state_file import StateFile
 from tests.support.limits import reserve
 
 TEN = Bounds(requests_per_minute=10, concurrency=5)
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine answers later than a worker would wait; that the other one is gone is told at once."""
+    monkeypatch.setattr(hand_over, "_ANSWER_SECONDS", 60.0)
+    monkeypatch.setattr(hand_over, "_TAKE_OVER_SECONDS", 60.0)
 
 
 class Worker:
