@@ -96,31 +96,49 @@ def test_keys_have_no_rate_after_a_silence_of_the_gateway() -> None:
     assert {key.tokens_per_second for key in reading.keys} == {None}
 
 
-async def test_one_silent_address_does_not_move_the_time_of_the_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def asked_at(server: TestServer) -> Addresses:
+    """Of an exporter and a gateway at ``/silent``, and an engine at ``/engine``."""
+    silent, engine = (str(server.make_url(path)) for path in ("/silent", "/engine"))
+    return Addresses(silent, silent, {"a": engine}, {})
+
+
+async def test_one_silent_address_does_not_move_the_time_of_the_others() -> None:
     """Else the tokens of four seconds would be taken for those of one, once it answers again."""
     loop = asyncio.get_running_loop()
     asked: list[float] = []
+    answered = asyncio.Event()
 
     async def engine(_: web.Request) -> web.Response:
         asked.append(loop.time())
+        answered.set()
         return web.Response(text="x 1\n")
 
     async def silent(request: web.Request) -> web.Response:
-        await asyncio.Event().wait()
+        await answered.wait()
+        assert request.transport is not None
+        request.transport.abort()
         return web.Response()
 
     app = web.Application()
     app.router.add_get("/engine", engine)
     app.router.add_get("/silent", silent)
-    monkeypatch.setattr(sources, "_TIMEOUT", aiohttp.ClientTimeout(total=0.5))
     async with TestServer(app) as server, aiohttp.ClientSession() as session:
-        address = {name: str(server.make_url(f"/{name}")) for name in ("engine", "silent")}
-        found = Addresses(address["silent"], address["silent"], {"a": address["engine"]}, {})
-        pages = await fetch(session, found)
+        pages = await fetch(session, asked_at(server))
     assert (pages.exporter, pages.engines) == (None, {"a": "x 1\n"})
     assert pages.at <= asked[0]
+
+
+async def test_an_address_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(_: web.Request) -> web.Response:
+        await asyncio.Event().wait()
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/{where}", never)
+    monkeypatch.setattr(sources, "_TIMEOUT", aiohttp.ClientTimeout(total=0.1))
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        pages = await fetch(session, asked_at(server))
+    assert (pages.exporter, pages.gateway, pages.engines) == (None, None, {"a": None})
 
 
 def test_eighty_columns() -> None:
