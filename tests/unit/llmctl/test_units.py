@@ -6,6 +6,7 @@ import ctypes
 import os
 import select
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daemons.llmctl.up import units
 from daemons.llmctl.up.notifications import parse
 from daemons.llmctl.up.processes import MainProcesses, become_subreaper, children_of
 from daemons.llmctl.up.units import Service, State, Unit, describe_exit
@@ -106,9 +108,40 @@ os.kill(os.getpid(), signal.SIGSTOP)
         assert run.said("no watchdog message in time")
 
 
-async def test_the_start_timeout_grows_only_when_asked_for(tmp_path: Path, mains: MainProcesses) -> None:
-    script = "tell.extend_timeout(600); time.sleep(6); tell.ready('late')\nsignal.pause()"
-    async with _running(tmp_path, mains, script, timeout_start_sec=5.0) as run:
+class _Clock:
+    """The manager's `time`: it can be put forward, and counts how often the manager looked."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+        self.looks = 0
+
+    def monotonic(self) -> float:
+        self.looks += 1
+        return time.monotonic() + self.ahead
+
+    async def forward(self, seconds: float) -> None:
+        """Put it forward, and wait until the manager has seen that."""
+        self.ahead += seconds
+        before = self.looks
+        async with asyncio.timeout(DEADLINE_SEC):
+            while self.looks == before:  # noqa: ASYNC110 - it tells nobody that it looks
+                await asyncio.sleep(0.01)
+
+
+async def test_the_start_timeout_grows_only_when_asked_for(
+    tmp_path: Path, mains: MainProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = _Clock()
+    monkeypatch.setattr(units, "time", clock)
+    script = """
+tell.extend_timeout(600); tell.status('asked for time')
+while not (folder / 'go').exists(): time.sleep(0.01)
+tell.ready('late'); signal.pause()
+"""
+    async with _running(tmp_path, mains, script) as run:
+        await run.until(lambda: run.said("asked for time"))
+        await clock.forward(2 * run.service.unit.timeout_start_sec)
+        (tmp_path / "go").touch()
         await run.until(lambda: run.service.state is State.ACTIVE)
     async with _running(tmp_path, mains, "signal.pause()", timeout_start_sec=0.5) as run:
         await run.until(lambda: run.service.state is State.FAILED)
