@@ -276,7 +276,8 @@ def test_ctrl_c_twice_does_not_wait_for_the_target() -> None:
 def test_a_search_that_is_interrupted_ends_and_says_so(tmp_path: Path) -> None:
     with MockEngine(first_us=1000) as engine:
         options = ("--find-capacity", "--objective", "e2e p95 < 60s", "--rate", "20", "--duration", "2s")
-        tester = begin(engine.url, *options)
+        # A generator that is late ends a search, too.
+        tester = begin(engine.url, "--max-lag", "10s", *options)
         while engine.stats()["served"] < 60:  # the second rate, by now
             time.sleep(0.05)
         tester.send_signal(signal.SIGINT)
