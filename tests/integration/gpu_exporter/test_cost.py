@@ -130,7 +130,6 @@ def judged(name: str, taken: list[Scrape]) -> None:
     print(f"{len(taken)} scrapes, {name}: {shown}")
     assert percentile(own, 0.99) < 0.005
     assert percentile(cpus, 0.99) < 0.002
-    assert percentile(walls, 0.5) < 0.005
 
 
 def test_scrapes_of_eight_gpus_and_during_a_freeze(machine: Any, start: Callable[..., Any]) -> None:
