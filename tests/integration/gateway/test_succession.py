@@ -7,6 +7,7 @@ import contextlib
 from pathlib import Path
 
 import aiohttp
+import pytest
 import yaml
 
 from daemons.gateway.succession import Succession
@@ -74,7 +75,11 @@ async def test_counters_outlive_the_workers(tmp_path: Path) -> None:
         assert seen == sorted(seen)
 
 
-async def test_workers_that_had_the_same_process_id_are_told_apart(tmp_path: Path) -> None:
+async def test_workers_that_had_the_same_process_id_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is said of the requests is lost where a machine stands still for longer than this.
+    monkeypatch.setattr("daemons.gateway.succession._PATIENCE", 60.0)
     place = tmp_path / "succession"
     async with FakeEngine(answer_chat) as engine, contextlib.AsyncExitStack() as stack:
         before = None
