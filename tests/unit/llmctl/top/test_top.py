@@ -15,7 +15,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
+from aiohttp.test_utils import BaseTestServer, TestServer
 from rich.console import Console
 
 from daemons.llmctl.top import add_parser, sources
@@ -96,7 +96,7 @@ def test_keys_have_no_rate_after_a_silence_of_the_gateway() -> None:
     assert {key.tokens_per_second for key in reading.keys} == {None}
 
 
-def asked_at(server: TestServer) -> Addresses:
+def asked_at(server: BaseTestServer) -> Addresses:
     """Of an exporter and a gateway at ``/silent``, and an engine at ``/engine``."""
     silent, engine = (str(server.make_url(path)) for path in ("/silent", "/engine"))
     return Addresses(silent, silent, {"a": engine}, {})
