@@ -261,18 +261,21 @@ class Gateway(Daemon):
         interval = min(1.0, max(0.02, shortest / 4))
         while True:
             await asyncio.sleep(interval)
-            now = monotonic()
-            if self._server is not None:
-                self._server.drop_stalled(now)
-            for engine in self.pool.engines:
-                for relay in list(engine.relays):
-                    relay.check(now)
-            if self._inference is not None:
-                self._inference.forget_bodies()
-            self._metrics.gather()
-            # A place may be there without an event: a retry has left it, or an engine has rested.
-            for model in self.pool.models:
-                self._admission.pump(model, now)
+            # In a call of its own: what it looked at last must not stay until there is something else.
+            self._sweep_once(monotonic())
+
+    def _sweep_once(self, now: float) -> None:
+        if self._server is not None:
+            self._server.drop_stalled(now)
+        for engine in self.pool.engines:
+            for relay in list(engine.relays):
+                relay.check(now)
+        if self._inference is not None:
+            self._inference.forget_bodies()
+        self._metrics.gather()
+        # A place may be there without an event: a retry has left it, or an engine has rested.
+        for model in self.pool.models:
+            self._admission.pump(model, now)
 
 
 def require_tracing(settings: TracingSettings) -> "type[Tracing] | None":

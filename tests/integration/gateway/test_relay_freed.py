@@ -68,6 +68,28 @@ async def test_a_request_leaves_nothing_behind(tmp_path: Path, how: str, stream:
         await until(lambda: not _alive())
 
 
+@pytest.mark.usefixtures("_no_collector")
+async def test_what_was_looked_at_on_its_way_is_not_kept(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await go_on.wait()
+        await answer_chat(call)
+
+    async with (
+        FakeEngine(script) as engine,
+        gateway(tmp_path, engine.url, timeouts={"keep_alive": 0.1}) as running,
+    ):
+        async with running.streaming() as response:
+            # It comes of the look at what takes too long.
+            assert await response.content.readuntil(b"\n\n") == b": keep-alive\n\n"
+            go_on.set()
+            await response.read()
+        await until(lambda: idle(running))
+        await engine.stop()
+        await until(lambda: not _alive())
+
+
 class _Home:
     def release(self, connection: EngineConnection) -> None:
         """Nobody uses it again."""
