@@ -18,6 +18,8 @@ from daemons.runtime.sockets import Address, listen_tcp, port_of
 
 KEY = "test-key"
 BEARER = {"Authorization": f"Bearer {KEY}"}
+PATIENT = {"connect": 60}
+"""Timeouts of every gateway: a busy machine connects later than one would wait for an engine."""
 
 
 def write_key(folder: Path, name: str, secret: str = KEY, **more: object) -> Path:
@@ -102,6 +104,7 @@ async def gateway(
     *engine_urls: str,
     redis_password: str | None = None,
     succession: Succession | None = None,
+    timeouts: dict[str, Any] | None = None,
     **more: Any,
 ) -> AsyncIterator[Running]:
     """A gateway before engines that serve model ``m``, with one key; `more` are further settings."""
@@ -109,7 +112,7 @@ async def gateway(
     config = tmp_path / "gateway.yaml"
     if not (tmp_path / "keys.d").exists():
         write_key(tmp_path / "keys.d", "team")
-    config.write_text(yaml.safe_dump({"engines": engines, **more}))
+    config.write_text(yaml.safe_dump({"engines": engines, "timeouts": PATIENT | (timeouts or {}), **more}))
     http, metrics = listen_tcp(Address(port=0)), listen_tcp(Address(port=0))
     port, metrics_port = port_of(http), port_of(metrics)
     password = SecretStr(redis_password) if redis_password else None

@@ -12,7 +12,7 @@ import aiohttp
 import yaml
 
 from tests.support.fake_engine import FakeEngine
-from tests.support.gateway import until, write_key
+from tests.support.gateway import PATIENT, until, write_key
 from tests.support.ports import free_port
 
 
@@ -77,6 +77,7 @@ async def running(
                 "listen": {"port": port},
                 "metrics": {"port": metrics},
                 "engines": [{"name": "e", "url": engine.url, "models": ["m"]}],
+                "timeouts": PATIENT,
             }
         )
     )
