@@ -123,6 +123,8 @@ class ClientConnection(RequestHandler):
                     self.used_at = now = monotonic()
                 if not keep:
                     break
+                # A connection may be idle for long, and keeps nothing of its last request.
+                del arrival, serving
                 self._next_keepalive_close_time = now + self._keepalive_timeout
                 if self._keepalive_handle is None:
                     self._watch_keepalive()

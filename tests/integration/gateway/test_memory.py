@@ -56,3 +56,11 @@ async def test_what_has_ended_leaves_no_object_behind(
             await ask(running)
         # What a look at the engine needs for a moment may be among those before.
         await until(lambda: _objects() <= before)
+
+
+async def test_an_idle_connection_keeps_nothing_of_its_request(tmp_path: Path, no_collector: None) -> None:
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+        for ask in (_plain, _streamed):
+            await ask(running)
+            await until(lambda: not _objects()["Arrival"])
+        assert _objects()["ClientConnection"] == 1
