@@ -98,7 +98,7 @@ async def read_body(request: "Arrival", limit: int, seconds: float, take: Callab
         request: the request.
         limit: bytes it may have.
         seconds: in which it must arrive.
-        take: is told of the bytes before they are read, and may refuse them.
+        take: is told how large the body is, as far as that is known before it is read, and may refuse it.
 
     Raises:
         ApiError: it is larger, refused, or does not arrive in time.
@@ -127,7 +127,7 @@ async def _read_at_most(payload: StreamReader, limit: int, take: Callable[[int],
         if len(body) + len(piece) > limit:
             raise too_large(limit)
         if take is not None:
-            take(len(piece))
+            take(len(body) + len(piece))
         body += piece
     return bytes(body)
 

@@ -6,7 +6,7 @@ from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.metrics import Counter
 
 SMALL: Final = 65536
-"""Bytes of a body that came whole and is not counted."""
+"""Bytes of a body that is not counted, whether it comes whole or in pieces."""
 _SHARE: Final = 4
 """One key may have this part of all."""
 

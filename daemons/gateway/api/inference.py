@@ -151,8 +151,9 @@ class Inference:
         """
 
         def take(size: int) -> None:
-            self._bodies.take(exchange.tenant.alias, size)
-            exchange.held += size
+            if size > SMALL:
+                self._bodies.take(exchange.tenant.alias, size - exchange.held)
+                exchange.held = size
 
         if raw is None:
             return await accept.read_body(arrival, self._limits.body_bytes, self._timeouts.request_body, take)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from structlog.testing import capture_logs
 
 from tests.support.fake_engine import STREAM_HEAD, Call, FakeEngine, answer_chat, delta, event
@@ -78,6 +79,28 @@ async def test_all_keys_together_have_a_bound(tmp_path: Path) -> None:
             writer.close()
         await held(running, 0)
         assert await large(running) == (200, "")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_small_body_does_not_count_however_it_comes(tmp_path: Path, chunked: bool) -> None:
+    async with FakeEngine(answer_chat) as engine, three_keys(tmp_path, engine) as running:
+        writers = [await sending(running, f"key-{name}", 110_000) for name in "bcde"]
+        await held(running, 440_000)
+        body = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
+        framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-API-Key: %b\r\n%b\r\n\r\n"
+        writer.write(head % (KEY.encode(), framing))
+        inference = running.gateway._inference
+        assert inference is not None
+        await until(lambda: len(inference.active) == 5)
+        writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body)
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        assert inference._bodies._held == 440_000
+        for each in (writer, *writers):
+            each.close()
+        await held(running, 0)
+        assert not inference._bodies._of
 
 
 async def test_a_body_counts_until_its_answer_begins(tmp_path: Path) -> None:
