@@ -201,7 +201,8 @@ def _regex(name: str, pattern: str, bounds: PolicySettings) -> None:
         raise beyond(name, f"{size} bytes", bounds.regex_bytes)
     depth = 0
     for bracket in _GROUPS.findall(pattern):
-        depth += (bracket == "(") - (bracket == ")")
+        # One that closes nothing takes nothing off the depth of those behind it.
+        depth = depth + 1 if bracket == "(" else max(0, depth - (bracket == ")"))
         if depth > bounds.schema_depth:
             raise beyond(name, "too many groups within each other", bounds.schema_depth)
 

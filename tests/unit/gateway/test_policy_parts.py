@@ -142,6 +142,7 @@ DEEP: dict[str, Any] = json.loads('{"items":' * 40 + "{}" + "}" * 40)
         ),
         ("structured_outputs", {"regex": "(" * 33 + "a" + ")" * 33}, "structured_outputs.regex"),
         ("structured_outputs", {"regex": "[]" + "(" * 33}, "structured_outputs.regex"),
+        ("structured_outputs", {"regex": ")" * 33 + "(" * 33}, "structured_outputs.regex"),
         ("tools", [{"function": {"parameters": {"pattern": "(" * 33 + ")" * 33}}}], "tools.pattern"),
         ("tools", [{"type": "namespace", "tools": [{"type": "function"}] * 128}], "tools"),
         ("tools", [{"type": "namespace", "tools": [{"server_url": "http://x"}]}], "tools"),
