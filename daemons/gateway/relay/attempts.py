@@ -1,5 +1,6 @@
 """Sending a request to an engine, and once more to another where that can still help."""
 
+import asyncio
 from time import monotonic
 
 from daemons.gateway.errors import ErrorCode
@@ -71,6 +72,11 @@ class Attempts:
                 engine.relays.add(relay)
                 try:
                     await relay.begin(connection, _request(engine, asked, request_head))
+                except asyncio.CancelledError:
+                    # An answer in one piece that breaks off cuts its client, and that cancels this.
+                    if relay.answered and relay.failure is not None:
+                        _judge(engine, relay)
+                    raise
                 finally:
                     engine.relays.discard(relay)
                 if not fresh and relay.failure is ErrorCode.ENGINE_LOST and relay.head is None:

@@ -178,6 +178,7 @@ async def test_an_answer_in_one_piece_that_is_cut_never_looks_complete(
         assert raw.startswith(b"HTTP/1.1 %d " % status)
         assert not raw.endswith(b"0\r\n\r\n")
         assert (await running.metrics())[OK.replace("ok", "engine_lost")] == 1
+        assert running.gateway.pool.engines[0]._failures == 1
         assert idle(running)
 
 
