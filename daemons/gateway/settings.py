@@ -110,7 +110,7 @@ class LimitSettings(Settings):
     body_bytes: Bytes = 20 * 1024 * 1024
     """A request body; images travel inside it."""
     bodies_bytes: Bytes = 1024 * 1024 * 1024
-    """The bodies over 64 KiB of all requests whose answers have not begun; a key may have a quarter."""
+    """The bodies over 64 KiB of all requests whose answers have not begun; a key alone may have a quarter."""
     header_bytes: Bytes = 16 * 1024
     """One header line."""
     header_count: int = Field(default=64, ge=8)

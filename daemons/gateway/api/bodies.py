@@ -7,8 +7,8 @@ from daemons.gateway.metrics import Counter
 
 SMALL: Final = 65536
 """Bytes of a body that is not counted, whether it comes whole or in pieces."""
-_SHARE: Final = 4
-"""One key may have this part of all."""
+_SHARE: Final = 3
+"""A key may have this part of what is free, which is a quarter of all where it is alone."""
 
 
 class Bodies:
@@ -23,7 +23,7 @@ class Bodies:
     def __init__(self, most: int, largest: int, refused: Counter) -> None:
         self._refused = refused
         self._most = most
-        self._share = max(most // _SHARE, largest)
+        self._largest = largest
         self._held = 0
         self._of: dict[str, int] = {}
 
@@ -33,16 +33,18 @@ class Bodies:
         Raises:
             ApiError: the key, or all keys together, would have too many.
         """
-        of = self._of.get(alias, 0) + size
-        if of > self._share:
+        of, free = self._of.get(alias, 0) + size, self._most - self._held - size
+        # Measured by what is free, so that however many keys take theirs, they leave room for another's.
+        share = max(free // _SHARE, self._largest)
+        if of > share:
             self._refused.add((alias, "key_body_bytes"))
             raise ApiError(
                 ErrorCode.RATE_LIMIT_EXCEEDED,
-                f"This API key may have {self._share} bytes of large requests waiting for their answers,"
+                f"This API key may now have {share} bytes of large requests waiting for their answers,"
                 " and this request would be more; try again in 1 s.",
                 headers={"Retry-After": "1"},
             )
-        if self._held + size > self._most:
+        if free < 0:
             raise ApiError(
                 ErrorCode.QUEUE_FULL,
                 "As many large requests as the server can hold wait for their answers; try again in 1 s.",

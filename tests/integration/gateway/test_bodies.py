@@ -89,8 +89,8 @@ async def test_a_small_body_does_not_count_however_it_comes(tmp_path: Path, chun
         body = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
         framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-API-Key: %b\r\n%b\r\n\r\n"
-        writer.write(head % (KEY.encode(), framing))
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-API-Key: %b\r\n"
+        writer.write(head % KEY.encode() + framing + b"\r\n\r\n")
         inference = running.gateway._inference
         assert inference is not None
         await until(lambda: len(inference.active) == 5)

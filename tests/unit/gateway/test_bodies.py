@@ -18,8 +18,9 @@ def test_no_key_and_not_all_of_them_have_more_than_they_may(steps: list[tuple[st
             bodies.give_back(*held.pop(0))
             continue
         of, together = sum(s for a, s in held if a == alias), sum(s for _, s in held)
-        fits = ErrorCode.RATE_LIMIT_EXCEEDED if of + size > 50 else None
-        if fits is None and together + size > 200:
+        free = 200 - together - size
+        fits = ErrorCode.RATE_LIMIT_EXCEEDED if of + size > max(free // 3, 40) else None
+        if fits is None and free < 0:
             fits = ErrorCode.QUEUE_FULL
         if fits is None:
             bodies.take(alias, size)
@@ -34,6 +35,20 @@ def test_no_key_and_not_all_of_them_have_more_than_they_may(steps: list[tuple[st
     for alias, size in held:
         bodies.give_back(alias, size)
     bodies.take("a", 50)
+
+
+@pytest.mark.parametrize("greedy", [1, 4, 8])
+def test_keys_that_take_all_they_may_leave_room_for_another_one(greedy: int) -> None:
+    bodies, size = Bodies(100_000, 40, Counter()), 10
+    free = 100_000
+    for alias in map(str, range(greedy)):
+        for _ in range(free // 4 // size):
+            bodies.take(alias, size)
+        free -= free // 4 // size * size
+        with pytest.raises(ApiError):
+            bodies.take(alias, size)
+    for _ in range(free // 4 // size):
+        bodies.take("another", size)
 
 
 def test_a_key_may_always_have_the_largest_body() -> None:
