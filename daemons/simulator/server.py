@@ -171,7 +171,7 @@ class Server:
             app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=_FLUSH
         )
         await serving.setup()
-        site = web.SockSite(serving, sock)
+        site = web.SockSite(serving, sock, backlog=_BACKLOG)
         await site.start()
         self._announce(sock)
         stepping = asyncio.create_task(self.runner.run())

@@ -41,6 +41,9 @@ class Order(Protocol):
     def first(self) -> Ticket | None:
         """The next one to be served, which goes on waiting until it is removed."""
 
+    def last(self) -> Ticket | None:
+        """The one to be served last, which goes on waiting until it is removed."""
+
     def waiting(self) -> dict[Priority, int]:
         """How many wait, by class."""
 
@@ -60,29 +63,11 @@ class FirstComeByClass:
     def first(self) -> Ticket | None:
         return next((line[0] for line in self._lines.values() if line), None)
 
+    def last(self) -> Ticket | None:
+        return next((line[-1] for line in reversed(self._lines.values()) if line), None)
+
     def waiting(self) -> dict[Priority, int]:
         return {priority: len(line) for priority, line in self._lines.items()}
-
-
-class _Pace:
-    """How fast places come free for those who wait: a mean that forgets after about twenty.
-
-    While nobody waits, the intervals tell how seldom requests come, and not how fast they are served.
-    """
-
-    def __init__(self) -> None:
-        self._last = 0.0
-        self._interval = 0.0
-
-    def released(self, now: float, *, awaited: bool) -> None:
-        if awaited and self._last:
-            gap = min(now - self._last, 60.0)
-            self._interval = gap if not self._interval else 0.95 * self._interval + 0.05 * gap
-        self._last = now if awaited else 0.0
-
-    def seconds_for(self, places: int) -> int:
-        """Whole seconds until so many places have come free, between 1 and 600."""
-        return max(1, min(600, round((self._interval or 1.0) * places)))
 
 
 class Admission:
@@ -95,7 +80,6 @@ class Admission:
         self._sizes = dict.fromkeys(pool.models, 0)
         self._waiting = 0
         self._closed = False
-        self._paces = {model: _Pace() for model in pool.models}
 
     def waiting(self, model: str) -> dict[Priority, int]:
         """How many wait for `model`, by class."""
@@ -123,12 +107,7 @@ class Admission:
         if not self._pool.lives(model, monotonic()):
             raise self.no_engine(model)
         if self._sizes[model] >= self._settings.depth:
-            wait = self._paces[model].seconds_for(self._sizes[model])
-            raise ApiError(
-                ErrorCode.QUEUE_FULL,
-                f"Too many requests wait for {model}; try again in {wait} s.",
-                headers={"Retry-After": str(wait)},
-            )
+            self._make_room(model, priority)
         ticket = Ticket(asked, priority, monotonic(), loop.create_future())
         self._enqueue(ticket)
         try:
@@ -136,7 +115,7 @@ class Admission:
                 return await ticket.place
         except TimeoutError:
             self._give_back(ticket)
-            wait = self._paces[model].seconds_for(self._sizes[model] + 1)
+            wait = self._seconds_for(model, self._sizes[model] + 1)
             raise ApiError(
                 ErrorCode.QUEUE_TIMEOUT,
                 f"No engine for {model} became free in time; try again in {wait} s.",
@@ -146,10 +125,9 @@ class Admission:
             self._give_back(ticket)
             raise
 
-    def leave(self, engine: Engine, model: str, now: float) -> None:
+    def leave(self, engine: Engine, now: float) -> None:
         """Give back a place at `engine`, and let the next one in."""
         engine.in_flight -= 1
-        self._paces[model].released(now, awaited=self._sizes[model] > 0)
         if self._waiting:
             for served in engine.settings.models:
                 self.pump(served, now)
@@ -185,9 +163,33 @@ class Admission:
         """The refusal while no engine of `model` answers requests."""
         return ApiError(
             ErrorCode.NO_ENGINE,
-            f"No engine serves {model} at the moment ({self._pool.describe(model)}).",
+            f"No engine serves {model} at the moment ({self._pool.describe(monotonic(), model)}).",
             headers={"Retry-After": "5"},
         )
+
+    def _make_room(self, model: str, priority: Priority) -> None:
+        """In a full queue, turn away who would be served last, if of a less urgent class than `priority`.
+
+        Raises:
+            ApiError: the queue is full of requests that are as urgent.
+        """
+        wait = self._seconds_for(model, self._sizes[model])
+        full = ApiError(
+            ErrorCode.QUEUE_FULL,
+            f"Too many requests wait for {model}; try again in {wait} s.",
+            headers={"Retry-After": str(wait)},
+        )
+        last = self._orders[model].last()
+        if last is None or PRIORITIES.index(last.priority) <= PRIORITIES.index(priority):
+            raise full
+        self._turn_away(last, full)
+
+    def _seconds_for(self, model: str, places: int) -> int:
+        """Whole seconds until so many places have come free, between 1 and 600 (Little's law)."""
+        per_second = sum(
+            max(1, engine.in_flight) / max(0.001, engine.held_seconds) for engine in self._pool.serving(model)
+        )
+        return max(1, min(600, round(places / per_second)))
 
     def _enqueue(self, ticket: Ticket) -> None:
         ticket.queued = True
@@ -211,8 +213,7 @@ class Admission:
         if ticket.queued:
             self._dequeue(ticket)
         elif ticket.place.done() and not ticket.place.cancelled() and ticket.place.exception() is None:
-            model = ticket.asked.model
-            self.leave(ticket.place.result(), model, monotonic())
+            self.leave(ticket.place.result(), monotonic())
 
 
 def _closing() -> ApiError:

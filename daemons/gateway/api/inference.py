@@ -269,7 +269,9 @@ class Inference:
         if exchange.content is not None:
             exchange.content.write(exchange.request_id, exchange.tenant.alias)
         if exchange.engine is not None:
-            self._stages.admission.leave(exchange.engine, exchange.model, now)
+            if relay is not None and relay.left:
+                exchange.engine.held(now - exchange.arrived - exchange.queued_seconds)
+            self._stages.admission.leave(exchange.engine, now)
 
 
 def _no_model(model: str) -> ApiError:

@@ -88,7 +88,7 @@ class Info:
             if left <= 0:
                 raise ApiError(
                     ErrorCode.NO_ENGINE,
-                    f"No engine is ready ({self._pool.describe()}).",
+                    f"No engine is ready ({self._pool.describe(monotonic())}).",
                     headers={"Retry-After": "5"},
                 )
             changed = self._changed

@@ -12,6 +12,8 @@ _IDLE_SECONDS = 3.0
 """An idle connection older than this is not used again: uvicorn closes at 5 s, and a request that crosses
 the close on its way is lost."""
 _MAX_IDLE = 1024
+_FULL_SECONDS = 0.01
+"""Until an engine whose queue of connections is full is asked once more."""
 
 
 class Dialer:
@@ -54,11 +56,17 @@ class Dialer:
         """
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(self._timeout):
-            if self._unix:
-                _, made = await loop.create_unix_connection(self._make, self._unix)
-            else:
+            if self._unix is None:
                 _, made = await loop.create_connection(self._make, self._host, self._port, ssl=self.tls)
-        return made
+                return made
+            while True:
+                try:
+                    _, made = await loop.create_unix_connection(self._make, self._unix)
+                except BlockingIOError:
+                    # It lives and is behind with accepting. Over TCP the kernel itself would wait.
+                    await asyncio.sleep(_FULL_SECONDS)
+                else:
+                    return made
 
     def _make(self) -> EngineConnection:
         return EngineConnection(self, self._outbox)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING
 
+import structlog
+
 from daemons.gateway.pool.connections import Dialer
 from daemons.runtime.control import EngineReport, EngineState
 from daemons.runtime.errors import EXIT_CONFIG, Fatal, describe_os_error
@@ -15,9 +17,15 @@ if TYPE_CHECKING:
     from daemons.gateway.relay.relay import Relay
     from daemons.gateway.settings import EngineSettings
 
+log = structlog.get_logger()
+
 _READY = EngineState.READY
 _FAILURES_TO_OPEN = 5
 _OPEN_SECONDS = 15.0
+_HELD_SECONDS = 10.0
+"""For which a request holds its place, as long as none has ended that would tell."""
+_WEIGHT = 0.05
+"""Of the latest request in the mean: it forgets after about twenty."""
 
 
 class Engine:
@@ -30,6 +38,7 @@ class Engine:
         in_flight: requests that hold one of its places.
         relays: their answers.
         drained: an operator keeps requests away from it.
+        held_seconds: for which requests hold a place, in the mean.
         trouble: called when a request does not reach it.
         prefix: path under which its API lies, as bytes.
         headers: header lines that every request to it carries.
@@ -52,6 +61,8 @@ class Engine:
         self.trouble: Callable[[], None] | None = None
         self._failures = 0
         self._open_until = 0.0
+        self.held_seconds = _HELD_SECONDS
+        self._ended = 0
         self.prefix = self.dialer.prefix.encode()
         self.headers = b"Host: %b\r\nContent-Type: application/json\r\n" % self.dialer.authority.encode()
         key = _engine_key(settings)
@@ -72,6 +83,15 @@ class Engine:
         """Whether it answers requests, though perhaps not another one just now."""
         return self.report.state is _READY and not self.drained and now >= self._open_until
 
+    def rests(self, now: float) -> bool:
+        """Whether requests are kept away because the latest ones did not reach it."""
+        return now < self._open_until
+
+    def held(self, seconds: float) -> None:
+        """A request has held a place for so long."""
+        self._ended += 1
+        self.held_seconds += (seconds - self.held_seconds) * max(_WEIGHT, 1 / self._ended)
+
     def worked(self) -> None:
         """A request reached it and was answered."""
         self._failures = 0
@@ -83,6 +103,10 @@ class Engine:
             self.trouble()
         if self._failures >= _FAILURES_TO_OPEN:
             self._failures = 0
+            if not self.rests(now):
+                log.warning(
+                    "engine does not take requests and rests", engine=self.name, seconds=_OPEN_SECONDS
+                )
             self._open_until = now + _OPEN_SECONDS
 
     def oldest_silence(self, now: float) -> float:

@@ -49,7 +49,7 @@ class Pool:
         """Whether any engine at all would take a request."""
         return any(engine.accepts(now) for engine in self.engines)
 
-    def describe(self, model: str | None = None) -> str:
+    def describe(self, now: float, model: str | None = None) -> str:
         """Why nothing is ready, in one sentence."""
         engines = self.engines if model is None else self.serving(model)
         for wanted in (EngineState.STARTING, EngineState.DRAINING, EngineState.SICK, EngineState.STOPPED):
@@ -57,4 +57,8 @@ class Pool:
                 if engine.state is wanted:
                     detail = engine.report.phase or engine.report.reason
                     return f"{wanted.value}: {detail}" if detail else wanted.value
-        return "busy"
+        if all(engine.drained for engine in engines):
+            return "drained by an operator"
+        if any(engine.rests(now) for engine in engines):
+            return "requests did not reach it, and the next is tried within 15 s"
+        return "every place is taken"

@@ -199,7 +199,7 @@ async def test_ready_waits_for_an_engine_and_says_how_far_it_is(tmp_path: Path) 
     async with FakeEngine(answer_chat) as engine:
         engine.state = {"state": "starting", "phase": "loading weights"}
         async with gateway(tmp_path, engine.url, ready_wait=0.2) as running:
-            await until(lambda: running.gateway.pool.describe() == "starting: loading weights")
+            await until(lambda: running.gateway.pool.describe(0) == "starting: loading weights")
             loop = asyncio.get_running_loop()
             for query, least in (("", 0.2), ("?wait=0", 0.0), ("?wait=99", 0.2)):
                 began = loop.time()
@@ -213,7 +213,7 @@ async def test_ready_waits_for_an_engine_and_says_how_far_it_is(tmp_path: Path) 
             assert "loading weights" in (await refused.json())["error"]["message"]
         async with gateway(tmp_path, ready_wait=60, engines=_engines(engine)) as running:
             waiting = asyncio.create_task(running.session.get(f"{running.url}/ready"))
-            await until(lambda: running.gateway.pool.describe() == "starting: loading weights")
+            await until(lambda: running.gateway.pool.describe(0) == "starting: loading weights")
             assert not waiting.done()
             engine.state = {"state": "ready"}
             async with await waiting as response:

@@ -64,7 +64,7 @@ class House:
     async def leave(self) -> None:
         """One that is served ends."""
         if self.served:
-            self.admission.leave(self.served.pop(0), "m", asyncio.get_running_loop().time())
+            self.admission.leave(self.served.pop(0), asyncio.get_running_loop().time())
         await asyncio.sleep(0)
 
     async def cancel(self) -> None:
@@ -76,7 +76,7 @@ class House:
     async def let_in_and_cancel(self) -> None:
         """A place comes free for one whose client leaves before it has heard of that."""
         if self.served and self.waiting:
-            self.admission.leave(self.served.pop(0), "m", asyncio.get_running_loop().time())
+            self.admission.leave(self.served.pop(0), asyncio.get_running_loop().time())
             for task in self.waiting:
                 task.cancel()
             self.waiting.clear()
@@ -178,30 +178,55 @@ async def test_whoever_waits_when_the_server_goes_down_is_told() -> None:
     house.check()
 
 
-@pytest.mark.parametrize("interval", [0.001, 0.5, 3.0, 20.0])
-async def test_retry_after_follows_from_how_fast_places_come_free(interval: float) -> None:
+@pytest.mark.parametrize("seconds", [0.004, 2.0, 12.0, 80.0])
+@pytest.mark.parametrize("together", [True, False])
+async def test_retry_after_follows_from_how_long_places_are_held(seconds: float, together: bool) -> None:
+    """However they come free: one after the other, or all in one moment."""
     house = House(depth=6)
-    now = 1000.0
-    # Quiet hours, in which a request comes once a minute, say nothing of it.
-    for _ in range(40):
-        engine = house.admission.enter_at_once(ASKED, now)
-        assert engine is not None
-        now += 60
-        house.admission.leave(engine, "m", now)
     for _ in range(10):
         await house.come("default")
     for _ in range(40):
-        now += interval
-        house.admission.leave(house.served.pop(0), "m", now)
-        await asyncio.sleep(0)
-        await house.come("default")
+        for _ in range(4 if together else 1):
+            house.served[0].held(seconds)
+            await house.leave()
+        while len(house.served) < 4 or sum(house.admission.waiting("m").values()) < 6:
+            await house.come("default")
     with pytest.raises(ApiError) as full:
         await house.admission.enter(ASKED, "default")
     assert full.value.code is ErrorCode.QUEUE_FULL
-    assert int(full.value.headers["Retry-After"]) == max(1, round(interval * 6))
+    assert int(full.value.headers["Retry-After"]) == max(1, round(seconds * 6 / 4))
     for task in house.waiting:
         task.cancel()
     await asyncio.gather(*house.waiting, return_exceptions=True)
+
+
+async def test_retry_after_is_a_guess_until_a_request_has_ended() -> None:
+    house = House(depth=20)
+    for _ in range(25):
+        await house.come("default")
+    assert [error.headers for error in house.refused] == [{"Retry-After": "50"}]
+    for task in house.waiting:
+        task.cancel()
+    await asyncio.gather(*house.waiting, return_exceptions=True)
+
+
+async def test_a_full_queue_makes_room_for_a_more_urgent_class() -> None:
+    house = House(depth=3)
+    first: list[Priority] = ["default", "default", "default", "default", "batch", "batch", "default"]
+    then: list[Priority] = ["batch", "default", "interactive", "interactive", "default", "interactive"]
+    for priority in (*first, *then):
+        await house.come(priority)
+        house.check()
+    assert house.admission.waiting("m") == {"interactive": 3, "default": 0, "batch": 0}
+    await house.come("interactive")
+    assert [error.code for error in house.refused] == [ErrorCode.QUEUE_FULL] * 7
+    assert all(error.headers["Retry-After"] for error in house.refused)
+    for _ in range(3):
+        await house.leave()
+    assert [number for _, number in house.order] == [10, 11, 13]
+    while house.served:
+        await house.leave()
+    house.check()
 
 
 @given(st.lists(st.booleans(), max_size=400))
