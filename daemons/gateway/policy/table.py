@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from daemons.gateway.policy import checks
+from daemons.gateway.policy.bounds import PolicySettings
 from daemons.gateway.policy.checks import Check
 
 
@@ -29,15 +30,19 @@ class Rule:
         action: what becomes of the parameter.
         reason: why, in one sentence.
         check: raises when the value is out of bounds.
+        bounds: the keys of `PolicySettings` that the check goes by.
     """
 
     action: Action
     reason: str
     check: Check | None = None
+    bounds: tuple[str, ...] = ()
 
 
-def _rules(action: Action, reason: str, names: str, check: Check | None = None) -> dict[str, Rule]:
-    return dict.fromkeys(names.split(), Rule(action, reason, check))
+def _rules(
+    action: Action, reason: str, names: str, check: Check | None = None, bounds: str = ""
+) -> dict[str, Rule]:
+    return dict.fromkeys(names.split(), Rule(action, reason, check, tuple(bounds.split())))
 
 
 RULES: dict[str, Rule] = {
@@ -55,6 +60,7 @@ RULES: dict[str, Rule] = {
         " include truncation truncation_side encoding_format embed_dtype endianness use_activation padding"
         " return_token_strs thinking service_tier prompt_cache_key return_documents",
         checks.small,
+        "value_bytes",
     ),
     **_rules(
         Action.BOUND,
@@ -62,66 +68,94 @@ RULES: dict[str, Rule] = {
         "top_k thinking_token_budget truncate_prompt_tokens dimensions top_n max_tokens_per_doc"
         " max_tokens_per_query max_tool_calls",
         checks.number("count", least=-1),
+        "count",
     ),
-    **_rules(Action.BOUND, "Each answer costs as much as a request.", "n", checks.number("n", least=1)),
+    **_rules(Action.BOUND, "Each answer costs as much as a request.", "n", checks.number("n", least=1), "n"),
     **_rules(
         Action.BOUND,
         "Reserves an engine for as long as the answer takes.",
         "max_tokens max_completion_tokens max_output_tokens",
         checks.number("max_tokens"),
+        "max_tokens",
     ),
-    **_rules(Action.BOUND, "Forces long answers.", "min_tokens", checks.number("max_tokens")),
+    **_rules(Action.BOUND, "Forces long answers.", "min_tokens", checks.number("max_tokens"), "max_tokens"),
     **_rules(
         Action.BOUND,
         "Costs memory and bytes for each token; -1 would mean the whole vocabulary.",
         "logprobs top_logprobs",
         checks.number("logprobs"),
+        "logprobs",
     ),
     **_rules(
         Action.BOUND,
         "Costs memory for each token of the prompt; -1 would mean the whole vocabulary.",
         "prompt_logprobs",
         checks.number("prompt_logprobs"),
+        "prompt_logprobs",
     ),
-    **_rules(Action.BOUND, "Searched for after every token.", "stop stop_sequences", checks.stop),
-    **_rules(Action.BOUND, "Compared after every token.", "stop_token_ids", checks.stop),
+    **_rules(
+        Action.BOUND,
+        "Searched for after every token.",
+        "stop stop_sequences",
+        checks.stop,
+        "stop stop_bytes",
+    ),
+    **_rules(Action.BOUND, "Compared after every token.", "stop_token_ids", checks.stop, "stop stop_bytes"),
     **_rules(
         Action.BOUND,
         "Changes logits on the GPU; oversized lists have corrupted other users' (CVE-2026-93840, -93989).",
         "logit_bias allowed_token_ids bad_words",
         checks.token_list,
+        "token_lists value_bytes",
     ),
-    **_rules(Action.BOUND, "Each is rendered into the prompt.", "tools", checks.tools),
+    **_rules(
+        Action.BOUND,
+        "Each is rendered into the prompt.",
+        "tools",
+        checks.tools,
+        "tools tools_bytes schema_depth regex_bytes",
+    ),
     **_rules(
         Action.BOUND,
         "Compiled on the engine's CPU; hostile ones hang or kill it (CVE-2026-55574, CVE-2026-105757).",
         "response_format text output_config",
         checks.schema,
+        "schema_bytes schema_depth regex_bytes",
     ),
     **_rules(
         Action.BOUND,
         "Compiled on the engine's CPU; hostile ones hang or kill it (CVE-2026-55574, CVE-2026-105757).",
         "structured_outputs",
         checks.structured_outputs,
+        "schema_bytes schema_depth regex_bytes",
     ),
-    **_rules(Action.BOUND, "Rendered by a template, message by message.", "messages", checks.messages),
+    **_rules(
+        Action.BOUND,
+        "Rendered by a template, message by message.",
+        "messages",
+        checks.messages,
+        "messages",
+    ),
     **_rules(
         Action.BOUND,
         "Every prompt is a request of its own (CVE-2026-73559).",
         "prompt",
         checks.prompts("prompts"),
+        "prompts",
     ),
     **_rules(
         Action.BOUND,
         "Every text is a request of its own; items of a conversation are rendered one by one.",
         "input documents data_1 data_2 text_1 text_2 queries items",
         checks.prompts("inputs"),
+        "inputs",
     ),
     **_rules(
         Action.BOUND,
         "Arguments of the template; a template among them would run on the engine (GHSA-69j4-grxj-j64p).",
         "chat_template_kwargs",
         checks.template_kwargs,
+        "template_kwargs_bytes",
     ),
     **_rules(
         Action.SET, "Usage is always asked for, and removed for clients that did not.", "stream_options"
@@ -161,15 +195,22 @@ RULES: dict[str, Rule] = {
 
 
 def as_markdown() -> str:
-    """The table as a page of the documentation."""
+    """The table as a page of the documentation, and the bounds below it."""
     lines = [
         "# What a request may ask",
         "",
         "Made from `daemons/gateway/policy/table.py` by `python -m daemons.gateway.policy`.",
-        "Bounds are the keys of `policy` in `gateway.yaml`. Whatever is not listed is dropped.",
+        "Whatever is not listed is dropped. Bounds are the keys of `policy` in `gateway.yaml`, each with its",
+        "default; what they mean is told [below](#bounds).",
         "",
-        "| parameter | what becomes of it | reason |",
-        "|---|---|---|",
+        "| parameter | what becomes of it | bounds | reason |",
+        "|---|---|---|---|",
     ]
-    lines += [f"| `{name}` | {rule.action} | {rule.reason} |" for name, rule in sorted(RULES.items())]
+    fields = PolicySettings.model_fields
+    for name, rule in sorted(RULES.items()):
+        bounds = ", ".join(f"`{key}` {fields[key].default}" for key in rule.bounds)
+        lines.append(f"| `{name}` | {rule.action} | {bounds} | {rule.reason} |")
+    lines += ["", "## Bounds", "", "| key of `policy` | default | what it bounds |", "|---|---|---|"]
+    for key, field in fields.items():
+        lines.append(f"| `{key}` | {field.default} | {(field.description or '').replace('``', '`')} |")
     return "\n".join(lines) + "\n"

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -314,6 +315,22 @@ def test_any_bytes_are_refused_or_understood(data: bytes) -> None:
     for raw in (data, b'{"model":"m","messages":' + data + b"}"):
         with contextlib.suppress(ApiError):
             ask(raw)
+
+
+def test_the_table_names_the_bounds_that_are_held() -> None:
+    class Seen(PolicySettings):
+        def __getattribute__(self, name: str) -> Any:
+            if name in PolicySettings.model_fields:
+                seen.add(name)
+            return super().__getattribute__(name)
+
+    for name, rule in RULES.items():
+        seen: set[str] = set()
+        for value in (b"1", b'["a"]', b'{"regex":"a"}'):
+            with contextlib.suppress(ApiError):
+                if rule.check is not None:
+                    rule.check(name, msgspec.Raw(value), Seen())
+        assert seen == set(rule.bounds), name
 
 
 def test_the_documentation_is_the_table() -> None:
