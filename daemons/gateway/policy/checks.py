@@ -81,7 +81,8 @@ def number(bound_name: str, *, least: int = 0) -> Check:
         if not least <= value <= bound:
             raise ApiError(
                 ErrorCode.PARAMETER_OUT_OF_BOUNDS,
-                f"'{name}' is {value:g}; it must be from {least} to {bound}.",
+                # Digits enough for every number that anybody means: a whole one is told whole.
+                f"'{name}' is {value:.15g}; it must be from {least} to {bound}.",
                 param=name,
             )
 

@@ -116,6 +116,22 @@ def test_bounds(name: str, good: object, bad: object) -> None:
     assert caught.value.status == 400
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("max_tokens", 1_000_000, "'max_tokens' is 1000000; it must be from 0 to 131072."),
+        ("max_tokens", 131_073.0, "'max_tokens' is 131073; it must be from 0 to 131072."),
+        ("max_tokens", -0.5, "'max_tokens' is -0.5; it must be from 0 to 131072."),
+        ("top_k", 10**30, "'top_k' is 1e+30; it must be from -1 to 2147483647."),
+        ("n", 0, "'n' is 0; it must be from 1 to 4."),
+    ],
+)
+def test_a_number_is_told_as_it_was_meant(name: str, value: float, told: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        ask({"model": "m", name: value})
+    assert caught.value.message == told
+
+
 @given(
     st.recursive(
         st.text(max_size=5) | st.integers() | st.none(),
