@@ -148,7 +148,8 @@ def parse(raw: bytes) -> Body:
     try:
         return _decode_body(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(ErrorCode.INVALID_JSON, f"The request body is not a JSON object: {error}") from None
+        fault = f"is not a JSON object: {error}" if raw else "is empty; it must be a JSON object."
+        raise ApiError(ErrorCode.INVALID_JSON, f"The request body {fault}") from None
 
 
 def check_text(raw: bytes) -> None:

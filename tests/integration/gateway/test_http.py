@@ -204,6 +204,10 @@ async def test_every_refusal_has_its_apis_form(tmp_path: Path) -> None:
             assert (response.status, response.headers["Allow"]) == (405, "POST")
         bad = await running.raw(HEAD + b"Content-Length: 1\r\nConnection: close\r\n\r\n{")
         assert _answer(bad)[1]["code"] == "invalid_json"
+        for lines in (b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n", b""):
+            end = b"0\r\n\r\n" if b"chunked" in lines else b""
+            _, error = _answer(await running.raw(HEAD + lines + b"Connection: close\r\n\r\n" + end))
+            assert error["message"] == "The request body is empty; it must be a JSON object."
         assert not engine.calls
 
 
