@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _NAMED: Final = b" HTTP/1.1\r\nX-Request-Id: "
 _HTTP_1_0: Final[object] = HttpVersion10
+_WHERE: Final = "GET /v1/models lists those that this key may use."
 
 
 class Stages:
@@ -275,13 +276,13 @@ class Inference:
 
 
 def _no_model(model: str) -> ApiError:
-    return ApiError(ErrorCode.MODEL_NOT_FOUND, f"The model {model[:128]!r} does not exist.", param="model")
+    message = f"The model {model[:128]!r} does not exist. {_WHERE}"
+    return ApiError(ErrorCode.MODEL_NOT_FOUND, message, param="model")
 
 
 def _not_allowed(model: str) -> ApiError:
-    return ApiError(
-        ErrorCode.MODEL_NOT_ALLOWED, f"This API key may not use the model {model!r}.", param="model"
-    )
+    message = f"This API key may not use the model {model!r}. {_WHERE}"
+    return ApiError(ErrorCode.MODEL_NOT_ALLOWED, message, param="model")
 
 
 def _conclude(relay: Relay, failure: ErrorCode | None) -> ErrorCode | None:

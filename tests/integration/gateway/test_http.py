@@ -365,6 +365,19 @@ async def test_models_and_usage_ask_for_a_key_and_models_tell_whether_they_are_t
         assert not engine.calls
 
 
+async def test_who_asks_for_a_wrong_model_is_told_where_the_right_ones_are(tmp_path: Path) -> None:
+    write_key(tmp_path / "keys.d", "team")
+    write_key(tmp_path / "keys.d", "other", "other", models=["else"])
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+        for key, model, status, listed in ((KEY, "gpt-4", 404, ["m"]), ("other", "m", 403, [])):
+            response = await running.ask("/v1/chat/completions", {"model": model}, key)
+            told = (await response.json())["error"]["message"]
+            assert (response.status, f"'{model}'" in told) == (status, True)
+            assert told.endswith(". GET /v1/models lists those that this key may use.")
+            async with running.session.get(running.url + "/v1/models", headers={"X-API-Key": key}) as page:
+                assert [model["id"] for model in (await page.json())["data"]] == listed
+
+
 async def test_a_cache_is_shared_between_chosen_keys_only(tmp_path: Path) -> None:
     for name, more in (
         ("a", {"cache_group": "both"}),
