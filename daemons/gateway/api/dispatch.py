@@ -117,7 +117,10 @@ class Dispatch:
         if path.startswith("/v1/models/"):
             _read_only(request)
             return await self._info.model(request, request.path.removeprefix("/v1/models/"))
-        raise ApiError(ErrorCode.NOT_FOUND, f"There is nothing at {path[:200]}.")
+        told = f"There is nothing at {path[:200]}."
+        if path.startswith("/v1/v1/"):
+            told += " Leave the last /v1 out of the base URL: Anthropic's SDKs add it by themselves."
+        raise ApiError(ErrorCode.NOT_FOUND, told)
 
 
 class Strangers:

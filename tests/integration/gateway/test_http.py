@@ -164,6 +164,13 @@ async def test_anthropic_habits(tmp_path: Path) -> None:
         async with running.session.get(running.url + "/v1/files", headers=head) as response:
             told = await response.json()
             assert (told["type"], told["error"]["type"]) == ("error", "not_found_error")
+            assert told["error"]["message"] == "There is nothing at /v1/files."
+        async with running.session.post(running.url + "/v1/v1/messages", json={}, headers=head) as response:
+            told = await response.json()
+            assert (response.status, told["error"]["type"]) == (404, "not_found_error")
+            assert told["error"]["message"].startswith(
+                "There is nothing at /v1/v1/messages. Leave the last /v1"
+            )
         async with running.session.post(
             running.url + "/v1/messages?beta=true",
             json={"model": "m"},
