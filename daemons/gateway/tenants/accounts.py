@@ -27,14 +27,18 @@ class Refused(Exception):
         dimension: which.
         limit: its figure.
         wait: seconds after which the same request would pass, if nothing else happens.
+        left: what is left of a limit of tokens, where that is known.
     """
 
-    def __init__(self, subject: Subject, dimension: Dimension, limit: int, wait: float) -> None:
+    def __init__(
+        self, subject: Subject, dimension: Dimension, limit: int, wait: float, left: int | None = None
+    ) -> None:
         super().__init__(dimension)
         self.subject: Subject = subject
         self.dimension: Dimension = dimension
         self.limit = limit
         self.wait = wait
+        self.left = left
 
 
 class Periods:
@@ -117,15 +121,15 @@ class Account:
             used = self.tokens.advance(now)
             if used > 0 and used + tokens > minute:
                 wait = self.tokens.wait(min(tokens, minute), minute, now)
-                raise Refused(self.subject, "tokens", minute, wait)
+                raise Refused(self.subject, "tokens", minute, wait, max(0, minute - used))
         if day is not None:
             used = self.days.of(at.day)
             if used > 0 and used + tokens > day:
-                raise Refused(self.subject, "day", day, at.day_ends - wall)
+                raise Refused(self.subject, "day", day, at.day_ends - wall, max(0, day - used))
         if month is not None:
             used = self.months.of(at.month)
             if used > 0 and used + tokens > month:
-                raise Refused(self.subject, "month", month, at.month_ends - wall)
+                raise Refused(self.subject, "month", month, at.month_ends - wall, max(0, month - used))
 
     def take(self, tokens: int, now: float, at: Periods) -> "Part":
         """Reserve `tokens` for a request."""

@@ -66,7 +66,10 @@ class Limits:
         try:
             return limiter.reserve(tenant.alias, tenant.limits, address, tokens)
         except Refused as refused:
-            raise self._refusal(tenant, refused) from None
+            if self.store is not None:
+                # More may be used than is known here.
+                refused.left = None
+            raise self._refusal(tenant, refused, prompt, tokens - prompt) from None
 
     async def agree(self, reservation: Reservation, tenant: Tenant) -> None:
         """Have a `store` agree to a reservation.
@@ -100,42 +103,56 @@ class Limits:
         account = self.limiter.keys.get(tenant.alias)
         return tenant.rate_lines.tell(account, self.limiter.monotonic()) if account is not None else b""
 
-    def _refusal(self, tenant: Tenant, refused: Refused) -> ApiError:
+    def _refusal(self, tenant: Tenant, refused: Refused, prompt: int = 0, answer: int = 0) -> ApiError:
         self._refused.add((tenant.alias, f"{refused.subject}_{refused.dimension}"))
-        return refusal(refused, self.fields(tenant))
+        return refusal(refused, self.fields(tenant), prompt, answer)
 
 
 _WORDS = {
-    "requests": "{whose} may send {limit} requests a minute",
-    "tokens": "{whose} may use {limit} tokens a minute",
-    "concurrency": "{whose} may have {limit} requests in flight",
-    "day": "{whose} may use {limit} tokens a day",
-    "month": "{whose} may use {limit} tokens a month",
+    "requests": "{whose} may send {limit} request{s} a minute",
+    "tokens": "{whose} may use {limit} token{s} a minute",
+    "concurrency": "{whose} may have {limit} request{s} in flight",
+    "day": "{whose} may use {limit} token{s} a day",
+    "month": "{whose} may use {limit} token{s} a month",
 }
 _WHOSE = {"key": "This API key", "address": "Your network address"}
 
 
-def refusal(refused: Refused, fields: bytes) -> ApiError:
-    """The answer to a request over a limit; `fields` are header lines that tell where the key stands.
+def refusal(refused: Refused, fields: bytes, prompt: int, answer: int) -> ApiError:
+    """The answer to a request over a limit.
 
     ``x-should-retry: false`` keeps the official SDKs from trying again where seconds do not help.
+
+    Args:
+        refused: which limit.
+        fields: header lines that tell where the key stands.
+        prompt: tokens to be reserved for the prompt.
+        answer: tokens to be reserved for the answer.
     """
     wait = max(1, math.ceil(refused.wait))
-    rule = _WORDS[refused.dimension].format(whose=_WHOSE[refused.subject], limit=refused.limit)
     headers = dict(line.split(": ", 1) for line in fields.decode().splitlines())
     headers["Retry-After"] = str(wait)
     if refused.dimension in {"day", "month"}:
         headers["x-should-retry"] = "false"
-        return ApiError(
-            ErrorCode.BUDGET_EXCEEDED,
-            f"{rule}, and this request would be more; the budget is renewed in {_duration(wait)}.",
-            headers=headers,
-        )
-    return ApiError(
-        ErrorCode.RATE_LIMIT_EXCEEDED,
-        f"{rule}, and this request would be more; try again in {wait} s.",
-        headers=headers,
+        code, again = ErrorCode.BUDGET_EXCEEDED, f"the budget is renewed in {_duration(wait)}"
+    else:
+        code, again = ErrorCode.RATE_LIMIT_EXCEEDED, f"try again in {wait} s"
+    limit, left = refused.limit, refused.left
+    rule = _WORDS[refused.dimension].format(whose=_WHOSE[refused.subject], limit=limit, s=_plural(limit))
+    if left is None:
+        return ApiError(code, f"{rule}, and this request would be more; {again}.", headers=headers)
+    message = (
+        f"{rule} and has {left} left, but this request reserves {prompt + answer} "
+        f"({prompt} for its prompt, by estimate, and {answer} for its answer); {again}."
     )
+    room = left - prompt
+    if room > 0:
+        message += f" With an answer of at most {room} token{_plural(room)} (max_tokens) it would fit now."
+    return ApiError(code, message, headers=headers)
+
+
+def _plural(count: int) -> str:
+    return "" if count == 1 else "s"
 
 
 def _duration(seconds: int) -> str:

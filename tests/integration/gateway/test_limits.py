@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -104,6 +105,18 @@ async def test_a_spent_budget_says_that_trying_again_does_not_help(tmp_path: Pat
         assert (last.status, last.headers["x-should-retry"]) == (429, "false")
         assert (await last.json())["error"]["code"] == "budget_exceeded"
         assert 0 < int(last.headers["Retry-After"]) <= 86400
+
+
+async def test_a_refusal_names_the_answer_with_which_the_request_passes(tmp_path: Path) -> None:
+    limited(tmp_path, tokens_per_day=200)
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+        assert (await running.chat(max_tokens=10)).status == 200
+        refused = await running.chat(max_tokens=300)
+        assert refused.status == 429
+        told = re.search(r"at most (\d+) tokens", (await refused.json())["error"]["message"])
+        assert told is not None
+        assert (await running.chat(max_tokens=int(told[1]) + 1)).status == 429
+        assert (await running.chat(max_tokens=int(told[1]))).status == 200
 
 
 async def test_what_never_came_to_an_engine_costs_nothing(tmp_path: Path) -> None:
