@@ -35,8 +35,9 @@ Makes a key and prints its secret, once: only its hash is kept. The gateway take
   llmctl keys add nightly --class batch --models llama-8b --tokens-per-day 50000000
   llmctl keys add guest --expires 30d --network 192.0.2.0/24 --network 2001:db8::/32
 
-Without a limit option there is no limit of that kind. Budgets are renewed at midnight UTC and on the
-first of the month; tokens are those of prompt and answer together.
+Without a limit option there is no limit of that kind: a key without --concurrency can fill the queue alone.
+Budgets are renewed at midnight UTC and on the first of the month; tokens are those of prompt and answer
+together.
 """
 _ROTATE = """\
 Gives a key a new secret and prints it, once. The former one works on for --keep, so that clients have time to
@@ -89,7 +90,11 @@ def _add_add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="how logs, metrics and bills name it")
     parser.add_argument("--models", default="*", metavar="A,B", help="models it may use (default: all)")
     parser.add_argument(
-        "--class", dest="priority", choices=PRIORITIES, default="default", help="class of service"
+        "--class",
+        dest="priority",
+        choices=PRIORITIES,
+        default="default",
+        help="waiting requests of a more urgent class, here named first, go first (default: default)",
     )
     limits = parser.add_argument_group("limits")
     for name, field in Bounds.model_fields.items():
@@ -110,11 +115,12 @@ def _add_add(parser: argparse.ArgumentParser) -> None:
 def _count(text: str) -> int:
     """A whole number, for example 200000, 200_000 or 200k."""
     found = re.fullmatch(r"(\d[\d_]*)([kKmM]?)", text)
-    if found is None:
+    size = int(found[1]) * {"": 1, "k": 1000, "m": 1_000_000}[found[2].lower()] if found else 0
+    if size < 1:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no limit: write a whole number of 1 or more, as in 200000, 200k or 5M"
         )
-    return int(found[1]) * {"": 1, "k": 1000, "m": 1_000_000}[found[2].lower()]
+    return size
 
 
 def run_add(args: argparse.Namespace) -> int:

@@ -132,7 +132,6 @@ def test_the_list_is_a_table_or_json(keys: Ctl, config: Path, capfd: pytest.Capt
     [
         ["add", "bad name"],
         ["add", "x", "--network", "nonsense"],
-        ["add", "x", "--requests-per-minute", "0"],
         ["add", "taken"],
         ["rotate", "nobody"],
         ["disable", "nobody"],
@@ -186,10 +185,16 @@ def test_a_bad_value_is_one_line_that_says_what_to_write(
     assert said in line
 
 
-def test_a_limit_below_one_is_told_its_form(keys: Ctl, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        keys("add", "x", "--requests-per-minute", "-4")
-    assert "'-4' is no limit: write a whole number of 1 or more" in capfd.readouterr().err
+@pytest.mark.parametrize("given", ["-4", "0", "0k"])
+def test_a_limit_below_one_is_told_its_option_and_its_form(
+    keys: Ctl, config: Path, given: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        keys("add", "x", "--requests-per-minute", given)
+    assert ended.value.code == 2
+    said = f"--requests-per-minute: {given!r} is no limit: write a whole number of 1 or more"
+    assert said in capfd.readouterr().err
+    assert not list((config.parent / "keys.d").iterdir())
 
 
 def test_a_key_that_lets_nobody_in_is_made_with_a_warning(
@@ -244,6 +249,14 @@ def test_every_action_teaches(capfd: pytest.CaptureFixture[str]) -> None:
             main(["keys", action, "--help"])
         assert ended.value.code == 0
     assert "llmctl keys rotate team-a --keep" in capfd.readouterr().out
+
+
+def test_help_says_who_waits_for_whom(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["keys", "add", "--help"])
+    said = " ".join(capfd.readouterr().out.split())
+    assert "waiting requests of a more urgent class, here named first, go first" in said
+    assert "a key without --concurrency can fill the queue alone" in said
 
 
 def test_times_have_their_zone(keys: Ctl, config: Path) -> None:
