@@ -131,7 +131,7 @@ class Gateway(Daemon):
         cors = Cors(self._settings.cors)
         self._inference = Inference(self._settings, stages, cors)
         self._info = Info(self.pool, tenancy.authenticate, self._settings.ready_wait)
-        usage = Usage(tenancy.authenticate, self._settings.ledger)
+        usage = Usage(tenancy.authenticate, tenancy.limits, self._settings.ledger)
         dispatch = Dispatch(self._inference, self._info, usage, cors, self._metrics)
         self._server = GatewayServer(dispatch, self._settings.limits, self._settings.timeouts)
         pollers = [Poller(engine, self._engine_changed) for engine in self.pool.engines]

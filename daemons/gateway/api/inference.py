@@ -186,7 +186,7 @@ class Inference:
         asked_for = stages.policy(raw, tenant.cache_group, endpoint.fields)
         exchange.model = model = asked_for.model
         if model not in stages.pool.models:
-            raise _no_model(model)
+            raise no_model(model)
         exchange.model_label = model
         if not allowed(tenant, model):
             raise _not_allowed(model)
@@ -275,7 +275,8 @@ class Inference:
             self._stages.admission.leave(exchange.engine, now)
 
 
-def _no_model(model: str) -> ApiError:
+def no_model(model: str) -> ApiError:
+    """The refusal of a model that is not there."""
     message = f"The model {model[:128]!r} does not exist. {_WHERE}"
     return ApiError(ErrorCode.MODEL_NOT_FOUND, message, param="model")
 

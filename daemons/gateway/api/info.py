@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
-from daemons.gateway.api.inference import allowed
+from daemons.gateway.api.inference import allowed, no_model
 from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.pool.pool import Pool
 from daemons.gateway.tenants.authenticate import Authenticator
@@ -54,9 +54,7 @@ class Info:
         """
         tenant, _ = self._authenticate(request.headers, request.remote)
         if name not in self._pool.models or not allowed(tenant, name):
-            raise ApiError(
-                ErrorCode.MODEL_NOT_FOUND, f"The model {name[:128]!r} does not exist.", param="model"
-            )
+            raise no_model(name)
         return json_response(self._shown(name))
 
     def _shown(self, model: str) -> dict[str, object]:

@@ -16,6 +16,7 @@ from daemons.gateway.errors import ApiError, ErrorCode
 from daemons.gateway.tenants.authenticate import Authenticator
 from daemons.gateway.tenants.ledger import book
 from daemons.gateway.tenants.ledger.book import UsageRow
+from daemons.gateway.tenants.reserve import Limits
 from daemons.gateway.tenants.windows import Window
 
 log = structlog.get_logger()
@@ -29,11 +30,13 @@ class Usage:
 
     Args:
         authenticate: finds the key.
+        limits: know what is left of its budgets.
         ledger: the ledger's file.
     """
 
-    def __init__(self, authenticate: Authenticator, ledger: Path) -> None:
+    def __init__(self, authenticate: Authenticator, limits: Limits, ledger: Path) -> None:
         self._authenticate = authenticate
+        self._limits = limits
         self._ledger = ledger
         self._asked: dict[str, Window] = {}
         self._reading = asyncio.Lock()
@@ -71,6 +74,7 @@ class Usage:
                 "to": until,
                 "data": [_row(row) for row in rows],
                 "limits": tenant.limits.model_dump(exclude_none=True),
+                "remaining": self._limits.remaining(tenant),
             }
         )
 

@@ -103,6 +103,18 @@ class Limits:
         account = self.limiter.keys.get(tenant.alias)
         return tenant.rate_lines.tell(account, self.limiter.monotonic()) if account is not None else b""
 
+    def remaining(self, tenant: Tenant) -> dict[str, int]:
+        """What is left of a key's budgets, by the names of its limits; empty where others count too."""
+        if self.store is not None:
+            return {}
+        account, at = self.limiter.keys.get(tenant.alias), self.limiter.periods()
+        day, month = (account.days.of(at.day), account.months.of(at.month)) if account is not None else (0, 0)
+        budgets = (
+            ("tokens_per_day", tenant.limits.tokens_per_day, day),
+            ("tokens_per_month", tenant.limits.tokens_per_month, month),
+        )
+        return {name: max(0, limit - used) for name, limit, used in budgets if limit is not None}
+
     def _refusal(self, tenant: Tenant, refused: Refused, prompt: int = 0, answer: int = 0) -> ApiError:
         self._refused.add((tenant.alias, f"{refused.subject}_{refused.dimension}"))
         return refusal(refused, self.fields(tenant), prompt, answer)

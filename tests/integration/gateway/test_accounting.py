@@ -121,6 +121,7 @@ async def test_a_key_sees_its_own_usage_only(tmp_path: Path) -> None:
             (d["model"], d["requests"], d["prompt_tokens"], d["completion_tokens"]) for d in mine["data"]
         ] == [("m", 2, 14, 4)]
         assert mine["limits"] == {"tokens_per_month": 1000}
+        assert mine["remaining"] == {"tokens_per_month": 1000 - 14 - 4}
         assert (await used("other-key"))[1]["data"] == []
         assert (await used(KEY, "?from=2020-01-01&to=2020-12-31"))[1]["data"] == []
         assert (await used(KEY, "?from=yesterday"))[0] == 400
