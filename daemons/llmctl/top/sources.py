@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import yaml
 
-from daemons.runtime.errors import EXIT_CONFIG, Fatal
+from daemons.llmctl.up.layout import read_yaml
 
 _EXPORTER_PORT, _GATEWAY_PORT = 9101, 9102
 _TIMEOUT = aiohttp.ClientTimeout(total=3)
@@ -49,24 +48,13 @@ def configured(folder: Path) -> Addresses:
     Raises:
         Fatal: a file there is not readable YAML.
     """
-    engines = {path.stem: _read(path) for path in sorted(folder.glob("engines/*.yaml"))}
+    engines = {path.stem: read_yaml(path) for path in sorted(folder.glob("engines/*.yaml"))}
     return Addresses(
-        exporter=_url(_read(folder / "gpu-exporter.yaml"), "listen", _EXPORTER_PORT),
-        gateway=_url(_read(folder / "gateway.yaml"), "metrics", _GATEWAY_PORT),
+        exporter=_url(read_yaml(folder / "gpu-exporter.yaml"), "listen", _EXPORTER_PORT),
+        gateway=_url(read_yaml(folder / "gateway.yaml"), "metrics", _GATEWAY_PORT),
         engines={name: _url(content, "metrics", 0) for name, content in engines.items()},
         gpus={name: _gpus(content) for name, content in engines.items()},
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise Fatal(f"{path}: cannot be read ({reason})", EXIT_CONFIG) from None
-    return content if isinstance(content, dict) else {}
 
 
 def _url(content: dict[str, Any], key: str, port: int) -> str:

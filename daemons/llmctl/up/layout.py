@@ -15,10 +15,14 @@ from typing import Any
 
 import yaml
 
-from daemons.runtime.errors import Fatal, describe_os_error
+from daemons.gateway.tenants.key_files import hash_of
+from daemons.runtime.errors import EXIT_CONFIG, Fatal, describe_os_error
 
 ENGINE = "local"
 """Name of the one engine of a local stack."""
+KEY_NAME = "local"
+"""Name of the key that a local stack comes with."""
+ORIGINAL_KEY_NAME = "original-examples"
 ORIGINAL_ALIAS = "llama-7b"
 """Model name of the examples that users of earlier releases have; answered to on this machine only."""
 ORIGINAL_KEY = "dev-key-1"
@@ -83,6 +87,7 @@ class Layout:
         self.models = self.state / "models"
         self.cache = self.state / "cache"
         self.key_file = self.state / "key"
+        self.keys = self.state / "keys.d"
         self.gateway_config = self.state / "gateway.yaml"
         self.exporter_config = self.state / "gpu-exporter.yaml"
         self._served_file = self.run / "served.json"
@@ -103,7 +108,7 @@ class Layout:
         folders = (self.run, self.logs, self.models, self.cache, self.engine_config.parent, self.engine_run)
         try:
             # First, because parents that `mkdir` makes by the way are open to others.
-            for folder in (self.state, *folders, self.state / "keys.d"):
+            for folder in (self.state, *folders, self.keys):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             return _close(self.state)
         except OSError as error:
@@ -111,15 +116,38 @@ class Layout:
 
     def key(self) -> str:
         """The API key of this stack, made at the first start and kept in a file that only its owner reads."""
-        try:
-            found = self.key_file.read_text().strip()
-            if found:
-                return found
-        except FileNotFoundError:
-            pass
+        if found := self._kept_key():
+            return found
         key = f"sk-{secrets.token_urlsafe(32)}"
         write_private(self.key_file, f"{key}\n")
         return key
+
+    def _kept_key(self) -> str:
+        try:
+            return self.key_file.read_text().strip()
+        except FileNotFoundError:
+            return ""
+
+    def write_keys(self) -> bool:
+        """The keys of a first start. Later ones leave them as the operator has them, disabled or limited.
+
+        Returns:
+            Whether the key of this stack had been removed, and is back: the stack needs it.
+        """
+        first = not self._kept_key()
+        missing = not self._key_path(KEY_NAME).exists()
+        if first or missing:
+            self._write_key(KEY_NAME, self.key())
+        if first:
+            self._write_key(ORIGINAL_KEY_NAME, ORIGINAL_KEY)
+        return missing and not first
+
+    def _key_path(self, name: str) -> Path:
+        return self.keys / f"{name}.yaml"
+
+    def _write_key(self, name: str, secret: str) -> None:
+        content = {"name": name, "secrets": [hash_of(secret)], "models": ["*"], "networks": _LOOPBACK}
+        write_yaml(self._key_path(name), content)
 
     def note_served(self, served: Served) -> None:
         """Remember what the engine serves."""
@@ -137,9 +165,8 @@ class Layout:
             raise Fatal("no engine of this checkout has been started yet: `make vllm` first") from None
 
     def write_gateway(self, served: Served, ports: Ports) -> None:
-        """The gateway's settings and keys."""
-        key = self.key()
-        write_yaml(
+        """The gateway's settings, beside those of the operator."""
+        _put(
             self.gateway_config,
             {
                 "listen": {"host": "127.0.0.1", "port": ports.gateway},
@@ -154,10 +181,6 @@ class Layout:
                 ],
             },
         )
-        for name, secret in (("local", key), ("original-examples", ORIGINAL_KEY)):
-            hashed = f"sha256:{hashlib.sha256(secret.encode()).hexdigest()}"
-            content = {"name": name, "secrets": [hashed], "models": ["*"], "networks": _LOOPBACK}
-            write_yaml(self.state / "keys.d" / f"{name}.yaml", content)
 
     def write_engine(self, model: Model, ports: Ports, settings: dict[str, Any]) -> None:
         """The engine's settings: what every local engine has, and `settings`."""
@@ -173,11 +196,13 @@ class Layout:
                 "stop": {"drain_seconds": 5, "announce_seconds": 0, "kill_seconds": 5},
                 **settings,
             },
+            "`make up` writes this file anew at every start: to keep settings of an engine, deploy it "
+            "(docs/operations.md)",
         )
 
     def write_exporter(self, ports: Ports) -> None:
-        """The GPU exporter's settings."""
-        write_yaml(self.exporter_config, {"listen": {"host": "127.0.0.1", "port": ports.gpu_exporter}})
+        """The GPU exporter's settings, beside those of the operator."""
+        _put(self.exporter_config, {"listen": {"host": "127.0.0.1", "port": ports.gpu_exporter}})
 
 
 def _socket_folder(state: Path) -> Path:
@@ -205,9 +230,32 @@ def _make_private(folder: Path) -> None:
         raise Fatal(f"{folder} is not a private folder of this user: remove it, or set TMPDIR")
 
 
-def write_yaml(path: Path, content: dict[str, Any]) -> None:
-    """Replace `path` by `content`, readable by its owner only."""
-    write_private(path, yaml.safe_dump(content, sort_keys=False))
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a settings file; none where there is no file.
+
+    Raises:
+        Fatal: it is not readable YAML.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise Fatal(f"{path}: cannot be read ({reason})", EXIT_CONFIG) from None
+    return content if isinstance(content, dict) else {}
+
+
+def _put(path: Path, content: dict[str, Any]) -> None:
+    """Set the keys of `content` in `path`; whatever else the operator has put there stays."""
+    note = f"`make up` writes {', '.join(content)} anew at every start; other keys stay, comments do not"
+    write_yaml(path, {**read_yaml(path), **content}, note)
+
+
+def write_yaml(path: Path, content: dict[str, Any], note: str = "") -> None:
+    """Replace `path` by `content`, under `note` as a comment, readable by its owner only."""
+    comment = f"# {note}\n" if note else ""
+    write_private(path, comment + yaml.safe_dump(content, sort_keys=False))
 
 
 def write_private(path: Path, text: str) -> None:

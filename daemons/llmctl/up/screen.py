@@ -16,12 +16,12 @@ class Screen:
         self.console = console
 
     @contextlib.contextmanager
-    def step(self, title: str) -> Iterator[Progress]:
-        """Show `title` as under way within the context."""
+    def step(self, title: str, end: str = "done") -> Iterator[Progress]:
+        """Show `title` as under way within the context; `end` is what it is afterwards."""
         if not self.console.is_terminal:
             step = _PlainStep(self.console, title)
             yield step
-            self.console.print(f"{title}: done", highlight=False)
+            self.console.print(f"{title}: {end}", highlight=False)
             return
         with bars.Progress(
             bars.SpinnerColumn(finished_text="[green]✓"),

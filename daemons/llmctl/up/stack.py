@@ -57,7 +57,7 @@ class Stack:
             Fatal: one of them failed for good.
         """
         for service in self.services:
-            with self._screen.step(service.unit.name) as step:
+            with self._screen.step(service.unit.name, end="up") as step:
                 settled = asyncio.create_task(service.settled.wait())
                 while not settled.done() and not self.interrupted.is_set():
                     step.phase(service.status)

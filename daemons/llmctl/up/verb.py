@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import datetime as dt
 import json
 import os
 import signal
@@ -15,8 +16,18 @@ from pathlib import Path
 import aiohttp
 from rich.console import Console
 
+from daemons.gateway.tenants.key_files import KeyFiles, hash_of, live_secrets
 from daemons.llmctl.up import instance
-from daemons.llmctl.up.layout import ENGINE, ORIGINAL_ALIAS, ORIGINAL_KEY, Layout, Ports, Served
+from daemons.llmctl.up.layout import (
+    ENGINE,
+    KEY_NAME,
+    ORIGINAL_ALIAS,
+    ORIGINAL_KEY,
+    ORIGINAL_KEY_NAME,
+    Layout,
+    Ports,
+    Served,
+)
 from daemons.llmctl.up.prepare import CHECKOUT, EngineKind, prepare
 from daemons.llmctl.up.screen import Screen
 from daemons.llmctl.up.stack import Stack
@@ -117,6 +128,11 @@ def _configure(
         layout.note_served(Served(engine.model.name, engine.title))
     if "gateway" in parts:
         layout.write_gateway(layout.served(), ports)
+        if layout.write_keys():
+            screen.line(
+                f"The key {KEY_NAME} was removed; this stack needs one, so it is back: "
+                f"`llmctl keys disable {KEY_NAME}` keeps it out."
+            )
     if "gpu-exporter" in parts:
         layout.write_exporter(ports)
 
@@ -216,6 +232,9 @@ async def _answering(port: int) -> None:
 
 def _banner(layout: Layout, screen: Screen, port: int) -> None:
     url, served = f"http://127.0.0.1:{port}/v1", layout.served()
+    key = layout.key()
+    refused = "" if _lets_in(layout, KEY_NAME, key) else f"  (refused: see `llmctl keys list {KEY_NAME}`)"
+    original = f"the key {ORIGINAL_KEY} and " if _lets_in(layout, ORIGINAL_KEY_NAME, ORIGINAL_KEY) else ""
     question = "What is the capital of France?"
     body = json.dumps({"model": served.name, "messages": [{"role": "user", "content": question}]})
     screen.line(
@@ -223,17 +242,27 @@ def _banner(layout: Layout, screen: Screen, port: int) -> None:
 The LLM API is up.
 
   URL    {url}
-  Key    {layout.key()}
+  Key    {key}{refused}
   Model  {served.name}  ({served.title})
 
-  curl {url}/chat/completions -H "Authorization: Bearer {layout.key()}" \\
+  curl {url}/chat/completions -H "Authorization: Bearer {key}" \\
     -H "Content-Type: application/json" -d '{body}'
 
-On this machine only, the key {ORIGINAL_KEY} and the model name {ORIGINAL_ALIAS} are accepted too;
+On this machine only, {original}the model name {ORIGINAL_ALIAS} {"are" if original else "is"} accepted too;
 what answers to {ORIGINAL_ALIAS} is {served.title}.
 Logs: {_shown(layout.logs)}. Ctrl-C stops everything.
 """
     )
+
+
+def _lets_in(layout: Layout, name: str, secret: str) -> bool:
+    """Whether `secret` is that of the key `name`; the operator may have disabled, rotated or removed it."""
+    keys, _ = KeyFiles(layout.keys).read()
+    if name not in keys:
+        return False
+    key, now = keys[name][1], dt.datetime.now(dt.UTC)
+    live = not key.disabled and (key.expires is None or key.expires > now)
+    return live and any(found.hash == hash_of(secret) for found in live_secrets(key, now))
 
 
 def _shown(path: Path) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from daemons.gateway.tenants.key_files import hash_of
 from daemons.llmctl.up.processes import descendants_of
 from daemons.runtime.sockets import Address, listen_tcp, port_of
 from tests.integration.stack.conftest import ROOT, Up, end, start_up
@@ -98,6 +99,27 @@ def test_the_state_is_private(simulated: Up) -> None:
         text = path.read_text()
         assert simulated.key not in text
         assert "dev-key-1" not in text
+
+
+def test_keys_that_the_operator_changed_stay_so_and_the_banner_says_it(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    (state / "keys.d").mkdir(parents=True)
+    (state / "key").write_text("sk-of-the-first-start\n")
+    local = {"name": "local", "secrets": [hash_of("sk-of-the-first-start")], "disabled": True}
+    (state / "keys.d" / "local.yaml").write_text(json.dumps(local))
+    up = start_up(tmp_path, "--engine", "simulator", state=state)
+    try:
+        up.wait_for(r"^  Key +sk-of-the-first-start  \(refused: see `llmctl keys list local`\)$")
+        up.wait_for("Ctrl-C stops everything")
+        assert "dev-key-1" not in up.text
+        assert "llm-gateway: up" in up.text
+        for key in ("sk-of-the-first-start", "dev-key-1"):
+            headers = {"Authorization": f"Bearer {key}"}
+            request = urllib.request.Request(f"{up.url}/v1/models", headers=headers)
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(request, timeout=60)
+    finally:
+        end(up)
 
 
 def test_a_second_start_of_the_same_checkout_is_refused_in_one_line(simulated: Up) -> None:
