@@ -50,7 +50,8 @@ gpu-exporter: $(DAEMONS) ## run only the GPU exporter
 	@$(UP) gpu-exporter
 
 loadtest: $(DAEMONS) ## load the stack that runs here (CONCURRENCY= DURATION= seconds)
-	@$(LLMCTL) loadtest --url http://localhost:$(PORT) --key-file .llm/key --keys-dir .llm/keys.d \
+	@test -s .llm/run/gateway.url || { echo "make loadtest: nothing was started here yet: make up first" >&2; exit 2; }
+	@$(LLMCTL) loadtest --url "$$(cat .llm/run/gateway.url)" --key-file .llm/key --keys-dir .llm/keys.d \
 		--concurrency $(CONCURRENCY) --duration $(DURATION)s
 
 download: $(DAEMONS) ## fetch a model into .llm/models (MODEL=ORGANISATION/NAME)

@@ -49,6 +49,11 @@ def test_a_deployment_to_an_inventory_that_is_not_there_is_refused_before_anythi
     assert "dist" not in done.stdout + done.stderr
 
 
+def test_the_load_test_finds_the_stack_on_whatever_port() -> None:
+    planned = _make("--dry-run", "loadtest", "PORT=18080").stdout
+    assert '--url "$(cat .llm/run/gateway.url)"' in planned
+
+
 @pytest.mark.parametrize("named", ["inventory/reference-8b", "ansible/inventory/reference-8b"])
 def test_an_inventory_is_named_from_the_checkout_or_from_its_ansible_folder(named: str) -> None:
     planned = _make("--dry-run", "deploy", f"INVENTORY={named}")
