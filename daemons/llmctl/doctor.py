@@ -23,8 +23,9 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = verbs.add_parser(
         "doctor",
         help="look for every known trouble of this host and name its cure",
-        description="Changes nothing. As root it sees everything; other users see less. "
-        "Exit status: 0 when nothing is wrong (warnings allowed), 1 with a fault.",
+        description="For a host that the service was deployed to; llmctl status is for what `up` runs. "
+        "Changes nothing. As root it sees everything; other users see less. Exit status: 0 when nothing is "
+        "wrong (warnings allowed), 1 with a fault, 3 when nothing was deployed here.",
     )
     parser.add_argument("--json", action="store_true", help="for scripts")
     parser.set_defaults(run=lambda args: run(args, ThisMachine()))

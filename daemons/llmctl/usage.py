@@ -21,6 +21,8 @@ from daemons.runtime.errors import Fatal
 
 _DIMENSIONS = ("day", "key", "model")
 _COUNTS = ("requests", "failed", "prompt_tokens", "cached_tokens", "completion_tokens")
+_PIPE_WIDTH = 10_000
+"""Columns where no terminal sets them: names stay whole for scripts."""
 _DESCRIPTION = """\
 What keys have used, from the ledger. Cached tokens are part of the prompt's; failed requests are part of the
 requests, and what an engine did for them is counted.
@@ -75,8 +77,10 @@ def run(args: argparse.Namespace) -> int:
     """Print usage.
 
     Raises:
-        Fatal: there is no ledger, or it cannot be read.
+        Fatal: the days are in the wrong order, there is no ledger, or it cannot be read.
     """
+    if args.since > args.until:
+        raise Fatal(f"--since {args.since} is later than --until {args.until}", 2)
     settings = gateway_files.load(args)
     path = settings.ledger
     if not path.exists():
@@ -106,7 +110,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(rows: Sequence[UsageRow], by: Sequence[str]) -> None:
-    table = Table(*by, box=None)
+    table = Table(box=None)
+    for name in by:
+        table.add_column(name, no_wrap=True)
     for name in _COUNTS:
         table.add_column(name.replace("_", " "), justify="right")
     for row in rows:
@@ -115,7 +121,8 @@ def _print(rows: Sequence[UsageRow], by: Sequence[str]) -> None:
         table.add_section()
         sums = (f"{sum(getattr(row, name) for row in rows):,}" for name in _COUNTS)
         table.add_row("total", *[""] * (len(by) - 1), *sums, style="bold")
-    Console(highlight=False).print(table if rows else "Nothing was used in these days.")
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    Console(highlight=False, width=width).print(table if rows else "Nothing was used in these days.")
 
 
 def _print_notes(path: Path, lost: int, open_: int) -> None:

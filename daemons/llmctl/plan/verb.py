@@ -11,6 +11,7 @@ from rich.console import Console
 from daemons.engine.plan.advice import advise
 from daemons.engine.plan.catalogue import COMMON
 from daemons.engine.plan.memory import QUANTIZATIONS
+from daemons.llmctl import gateway_files
 from daemons.llmctl.models import MODELS_DIR
 from daemons.llmctl.plan.sources import Found, Gpus, Sources, from_catalogue, gpus_here
 from daemons.llmctl.plan.view import Row, as_json, bar, configuration, ledger_table, table
@@ -66,17 +67,18 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--all", action="store_true", help="the table of common models")
     parser.add_argument("--json", action="store_true", help="for scripts: sizes in bytes")
+    here = gateway_files.config_dir()
     parser.add_argument(
         "--models-dir",
         type=Path,
-        default=MODELS_DIR,
+        default=MODELS_DIR if here == CONFIG_DIR else here / "models",
         metavar="FOLDER",
         help="where downloaded models are (default: %(default)s)",
     )
     parser.add_argument(
         "--config-dir",
         type=Path,
-        default=CONFIG_DIR,
+        default=here,
         metavar="FOLDER",
         help="where the hub's token is (default: %(default)s)",
     )

@@ -75,6 +75,24 @@ def test_usage_as_table_csv_and_json(config: Path, capfd: pytest.CaptureFixture[
     assert "Nothing was used" in capfd.readouterr().out
 
 
+def test_names_stay_whole_where_no_terminal_sets_a_width(
+    config: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = "a-name-of-sixty-four-characters-".ljust(64, "x")
+    fill(config.parent / "ledger.db", row(name))
+    assert ctl(config, "usage", *SINCE, "--by", "day,key,model") == 0
+    assert name in capfd.readouterr().out
+
+
+def test_days_in_the_wrong_order_are_an_error_of_usage(
+    config: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fill(config.parent / "ledger.db", row("a"))
+    assert ctl(config, "usage", "--since", "2027-02-01", "--until", "2027-01-31") == 2
+    assert "--since 2027-02-01 is later than --until 2027-01-31" in capfd.readouterr().err
+    assert ctl(config, "usage", "--since", "2027-01-15", "--until", "2027-01-15") == 0
+
+
 def test_a_key_that_was_never_there_is_said(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
     fill(config.parent / "ledger.db", row("gone"))
     main(["keys", "add", "idle", "--config", str(config)])
