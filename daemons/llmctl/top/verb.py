@@ -38,7 +38,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="live view of GPUs, engines and keys",
         description="Live view of GPUs, the engines on them, and the keys that load them; q quits.\n\n"
         f"A key is shown while it has requests in flight, and for {_KEY_WINDOW} s after one has ended; with\n"
-        "--once, which looks for a second, only where that falls into it. What keys used before: llmctl usage.",
+        "--once, which looks for a second, only where that falls into it. Past use: llmctl usage.",
         epilog="examples:\n  llmctl top\n  llmctl top --once --json | jq '.gpus[].utilization'\n"
         "  ssh -t gpu-host llmctl top",
         formatter_class=argparse.RawDescriptionHelpFormatter,

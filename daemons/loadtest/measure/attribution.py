@@ -2,14 +2,21 @@
 
 Each stage has a distribution over the window, from the generator's records or from scraped histograms. What
 makes slow requests slow is a stage whose P99 lies far above its P50, so each stage's share is its distance
-between the two over the sum of all such distances.
+between the two over the sum of all such distances. Of a histogram only the mean is exact; where both lie in
+one bucket, their distance is not known.
 """
 
 from collections.abc import Mapping, Sequence
 
 from daemons.loadtest.client.records import Outcome, Records
-from daemons.loadtest.measure.results import Attribution, Cause, Latency
-from daemons.loadtest.measure.scrape import Labels, Snapshot, bucket_percentile, histogram_delta
+from daemons.loadtest.measure.results import NEGLIGIBLE, Attribution, Cause, Latency
+from daemons.loadtest.measure.scrape import (
+    Labels,
+    Snapshot,
+    bucket_percentile,
+    histogram_delta,
+    percentile_bucket,
+)
 from daemons.loadtest.measure.statistics import percentile
 from daemons.runtime.cli import counted
 
@@ -32,8 +39,6 @@ _HARMLESS = ("gpu_idle", "application_clocks", "sync_boost", "display_clocks")
 _LIMITING = ("power", "thermal", "board_limit", "reliability")
 _EVEN = 1.5
 """P99 over P50 of the time per output token up to which the pace is even."""
-_NEGLIGIBLE = 0.001
-"""Seconds between P50 and P99, summed over the stages, below which there is no tail to explain."""
 
 
 def attribute(
@@ -57,7 +62,7 @@ def attribute(
             causes.append(cause)
     spread = sum(cause.p99 - cause.p50 for cause in causes)
     for cause in causes:
-        cause.share = (cause.p99 - cause.p50) / spread if spread > _NEGLIGIBLE else 0.0
+        cause.share = (cause.p99 - cause.p50) / spread if spread > NEGLIGIBLE else 0.0
     return Attribution(
         sources=sorted({f"{s.source.kind}={s.source.url}" for s in snapshots}),
         problems=sorted(problems.values()),
@@ -103,6 +108,7 @@ def _client_wait(records: Records, window: tuple[float, float]) -> Cause:
         p99=percentile(waits, 99),
         share=0.0,
         count=len(waits),
+        mean=sum(waits) / len(waits) if waits else None,
     )
 
 
@@ -110,22 +116,27 @@ def _scraped(
     stage: str, kind: str, name: str, by_source: Sequence[tuple[Snapshot, Snapshot]]
 ) -> Cause | None:
     buckets: dict[float, float] = {}
+    total = 0.0
     for first, last in by_source:
         if first.source.kind == kind:
-            for bound, count in histogram_delta(first.values, last.values, name):
+            counted_up, of_source = histogram_delta(first.values, last.values, name)
+            total += of_source
+            for bound, count in counted_up:
                 buckets[bound] = buckets.get(bound, 0.0) + count
     ordered = sorted(buckets.items())
     if not ordered or not ordered[-1][1]:
         return None
     p50, p99 = bucket_percentile(ordered, 50), bucket_percentile(ordered, 99)
-    if not any(p50 < bound <= p99 for bound, _ in ordered[:-1]):
-        p99 = p50  # both lie in one bucket: the histogram shows no distance between them
+    between = (percentile_bucket(ordered, 50), percentile_bucket(ordered, 99))
     return Cause(
         stage=stage,
         p50=p50,
-        p99=p99,
+        # In one bucket the histogram shows no distance between them.
+        p99=p50 if between[0] == between[1] else p99,
         share=0.0,
         count=int(ordered[-1][1]),
+        mean=total / ordered[-1][1],
+        between=between,
     )
 
 

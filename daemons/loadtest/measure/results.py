@@ -1,12 +1,15 @@
 """The result of a run as data: what is saved as JSON, compared, and shown. Times are in seconds."""
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any, Literal
 
 import msgspec
 
 SCHEMA = 1
 """Version of the saved form; `compare` refuses another."""
+NEGLIGIBLE = 0.001
+"""Seconds between P50 and P99, summed over stages, below which there is no tail to explain."""
 PERCENTS = (50.0, 90.0, 95.0, 99.0)
 
 
@@ -115,9 +118,26 @@ class Cause(msgspec.Struct, kw_only=True):
     stage: str
     p50: float
     p99: float
+    """As `p50` estimated within its bucket, unless it was measured."""
     share: float
     """Of the distance between P50 and P99, summed over the stages."""
     count: int
+    mean: float | None = None
+    """Exact, of a histogram too."""
+    between: tuple[tuple[float, float | None], ...] = ()
+    """Bounds of the buckets of P50 and P99, all that a histogram tells; empty where they were measured."""
+
+    @property
+    def hidden(self) -> float:
+        """Seconds that may lie between P50 and P99 unseen, because both are in one bucket."""
+        if not self.between or self.between[0] != self.between[1]:
+            return 0.0
+        low, high = self.between[0]
+        # No more than a hundredth of all values is above a hundred times their mean.
+        most = [
+            bound for bound in (high, 100 * self.mean if self.mean is not None else None) if bound is not None
+        ]
+        return max(min(most) - low, 0.0) if most else inf
 
 
 class Attribution(msgspec.Struct, kw_only=True):
@@ -141,11 +161,15 @@ class Attribution(msgspec.Struct, kw_only=True):
 
 
 def _largest(causes: Sequence[Cause]) -> str | None:
-    total = sum(cause.share for cause in causes)
-    if not total:
+    if not causes:
         return None
-    top = max(causes, key=lambda cause: cause.share)
-    return f"{top.share / total:.0%} {top.stage}"
+    total = sum(cause.p99 - cause.p50 for cause in causes)
+    top = max(causes, key=lambda cause: cause.p99 - cause.p50)
+    known = top.p99 - top.p50
+    hidden = [cause.stage for cause in causes if cause.hidden > max(known, NEGLIGIBLE)]
+    if hidden:
+        return f"unknown (the buckets of {' and '.join(hidden)} are too wide to tell)"
+    return f"{known / total:.0%} {top.stage}" if total > NEGLIGIBLE else None
 
 
 class GeneratorHealth(msgspec.Struct, kw_only=True):

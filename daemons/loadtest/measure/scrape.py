@@ -15,8 +15,11 @@ EVERY = 1.0
 TIMEOUT = 2.0
 _WANTED = (
     "vllm:request_queue_time_seconds_bucket",
+    "vllm:request_queue_time_seconds_sum",
     "vllm:request_prefill_time_seconds_bucket",
+    "vllm:request_prefill_time_seconds_sum",
     "vllm:request_decode_time_seconds_bucket",
+    "vllm:request_decode_time_seconds_sum",
     "vllm:num_requests_",
     "vllm:num_preemptions_total",
     "vllm:prefix_cache_queries_total",
@@ -25,6 +28,7 @@ _WANTED = (
     "vllm:gpu_cache_usage_perc",
     "llm_gateway_queue_",
     "llm_gateway_overhead_seconds_bucket",
+    "llm_gateway_overhead_seconds_sum",
     "llm_gateway_retries_total",
     "gpu_clock_event_active",
     "gpu_clock_limited_seconds_total",
@@ -120,8 +124,10 @@ class Scraper:
 
 def histogram_delta(
     first: Mapping[tuple[str, Labels], float], last: Mapping[tuple[str, Labels], float], name: str
-) -> list[tuple[float, float]]:
-    """What a histogram counted between two scrapes: (upper bound, observations up to it), over all series."""
+) -> tuple[list[tuple[float, float]], float]:
+    """What a histogram counted between two scrapes, over all series: (upper bound, observations up to it) of
+    each bucket, and the sum of the observations.
+    """
     buckets = {key: value for key, value in last.items() if key[0] == f"{name}_bucket"}
     # A series of which any bucket went back was restarted: all it shows is new.
     restarted = {
@@ -129,12 +135,16 @@ def histogram_delta(
         for (sample, labels), value in buckets.items()
         if value < first.get((sample, labels), 0.0)
     }
+
+    def increase(key: tuple[str, Labels], value: float) -> float:
+        return value - (0.0 if _series(key[1]) in restarted else first.get(key, 0.0))
+
     bounds: dict[float, float] = {}
     for key, value in buckets.items():
-        before = 0.0 if _series(key[1]) in restarted else first.get(key, 0.0)
         bound = float(dict(key[1])["le"])
-        bounds[bound] = bounds.get(bound, 0.0) + value - before
-    return sorted(bounds.items())
+        bounds[bound] = bounds.get(bound, 0.0) + increase(key, value)
+    total = sum(increase(key, value) for key, value in last.items() if key[0] == f"{name}_sum")
+    return sorted(bounds.items()), total
 
 
 def _series(labels: Labels) -> Labels:
@@ -154,3 +164,13 @@ def bucket_percentile(buckets: Sequence[tuple[float, float]], percent: float) ->
             return low + (bound - low) * ((rank - seen) / (count - seen) if count > seen else 1.0)
         low, seen = bound, count
     return low
+
+
+def percentile_bucket(buckets: Sequence[tuple[float, float]], percent: float) -> tuple[float, float | None]:
+    """Bounds of the bucket that a percentile lies in; None is without end."""
+    rank, low = buckets[-1][1] * percent / 100, 0.0
+    for bound, count in buckets:
+        if count >= rank:
+            return low, None if bound == float("inf") else bound
+        low = bound
+    return low, None

@@ -9,7 +9,15 @@ from daemons.loadtest.measure.compare import Comparison
 from daemons.loadtest.measure.objectives import format_seconds
 from daemons.loadtest.measure.results import Attribution, Check, Group, Latency, Result, Slice
 from daemons.loadtest.report.svg import Line, Point, line_plot, share_bar
-from daemons.loadtest.report.text import LABELS, capacity_sentence, certainty, is_share, milliseconds
+from daemons.loadtest.report.text import (
+    LABELS,
+    STAGE_COLUMNS,
+    capacity_sentence,
+    certainty,
+    is_share,
+    milliseconds,
+    stage_cells,
+)
 from daemons.runtime.cli import counted
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -90,9 +98,11 @@ def _head(result: Result) -> str:
 
 def _tiles(result: Result) -> str:
     group, health = result.overall, result.generator
-    offered = "" if result.plan["load"]["shape"] == "closed" else f"of {group.offered_rate:,.2f} offered"
+    offered = (
+        "" if result.plan["load"]["shape"] == "closed" else f"{group.offered_rate:,.2f} begun in that time"
+    )
     tiles = [
-        (f"{group.request_rate:,.2f}", "requests/s", offered),
+        (f"{group.request_rate:,.2f}", "requests/s ended", offered),
         (f"{group.output_token_rate:,.1f}", "output tokens/s", f"{group.prompt_token_rate:,.1f} of prompts"),
         (f"{group.failed:,}", "failed", f"{group.error_share:.2%} of {counted(group.requests, 'request')}"),
         (
@@ -318,13 +328,14 @@ def _capacity(capacity: Capacity) -> str:
 
 def _attribution(attribution: Attribution) -> str:
     bar = share_bar([(c.stage, c.share) for c in attribution.causes], attribution.verdict)
-    rows = "".join(
-        f"<tr><td>{escape(c.stage)}</td><td>{milliseconds(c.p50)}</td><td>{milliseconds(c.p99)}</td><td>{c.share:.0%}</td></tr>"
-        for c in attribution.causes
-    )
+    rows = "".join(_row("td", stage_cells(cause)) for cause in attribution.causes)
     notes = "".join(f"<li>{escape(n)}</li>" for n in [*attribution.notes, *attribution.problems])
-    head = "<tr><th>stage</th><th>P50 ms</th><th>P99 ms</th><th>share of the tail</th></tr>"
+    head = _row("th", STAGE_COLUMNS)
     return f"<h2>Where the tail comes from</h2>{bar}<table>{head}{rows}</table><ul>{notes}</ul>"
+
+
+def _row(tag: str, texts: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(text)}</{tag}>' for text in texts)}</tr>"
 
 
 def _plan(result: Result) -> str:

@@ -9,7 +9,7 @@ from rich.text import Text
 from daemons.loadtest.measure.capacity import Capacity
 from daemons.loadtest.measure.compare import Comparison, Difference
 from daemons.loadtest.measure.objectives import format_seconds
-from daemons.loadtest.measure.results import Attribution, Check, Group, Latency, Result
+from daemons.loadtest.measure.results import NEGLIGIBLE, Attribution, Cause, Check, Group, Latency, Result
 from daemons.runtime.cli import counted
 
 LABELS = {
@@ -21,6 +21,7 @@ LABELS = {
     "e2e_from_send": "  from the send",
     "normalised": "end to end per output token",
 }
+STAGE_COLUMNS = ("stage", "mean ms", "P50 ms", "P99 ms", "share of the tail", "n")
 _SHARES = ("errors", "goodput")
 _COLOURS = {"better": "green", "worse": "red", "same": "dim", "unclear": "yellow"}
 
@@ -57,10 +58,11 @@ def _headline(console: Console, result: Result) -> None:
         f"\n{result.target}  model {result.model}  {end - start:.1f} s measured of {result.seconds:.1f} s "
         f"(ended: {result.stopped_by}; warm-up left out: {result.warmup})"
     )
-    offered = "" if result.plan["load"]["shape"] == "closed" else f" of {group.offered_rate:,.2f} offered"
+    closed = result.plan["load"]["shape"] == "closed"
+    offered = "" if closed else f" and {group.offered_rate:,.2f} begun in that time"
     console.print(
-        f"{group.request_rate:,.2f} requests/s{offered}   {group.output_token_rate:,.1f} output tok/s   "
-        f"{group.prompt_token_rate:,.1f} prompt tok/s   "
+        f"{group.request_rate:,.2f} requests/s ended{offered}   "
+        f"{group.output_token_rate:,.1f} output tok/s   {group.prompt_token_rate:,.1f} prompt tok/s   "
         f"{counted(group.requests, 'request')}, {group.ok:,} ok, "
         f"{group.failed:,} failed ({group.error_share:.2%})"
     )
@@ -167,23 +169,34 @@ def print_attribution(console: Console, attribution: Attribution) -> None:
     """Where the tail comes from."""
     if attribution.causes:
         table = Table(title=f"Where the tail comes from: {attribution.verdict}", title_justify="left")
-        table.add_column("stage")
-        for name in ("P50 ms", "P99 ms", "share of the tail", "n"):
-            table.add_column(name, justify="right")
+        for number, name in enumerate(STAGE_COLUMNS):
+            table.add_column(name, justify="right" if number else "left")
         for cause in attribution.causes:
-            cells = (
-                milliseconds(cause.p50),
-                milliseconds(cause.p99),
-                f"{cause.share:.0%}",
-                f"{cause.count:,}",
-            )
-            table.add_row(cause.stage, *cells)
+            table.add_row(*stage_cells(cause))
         console.print(table)
     console.print(f"  metrics: {', '.join(attribution.sources) or 'none'}", style="dim")
     for note in attribution.notes:
         console.print(f"  {note}")
     for problem in attribution.problems:
         console.print(f"Warning: {problem}", style="yellow")
+
+
+def stage_cells(cause: Cause) -> tuple[str, ...]:
+    """A row of the stages, under `STAGE_COLUMNS`."""
+    figures = [_within(*bounds) for bounds in cause.between] or [
+        milliseconds(cause.p50),
+        milliseconds(cause.p99),
+    ]
+    mean = "-" if cause.mean is None else milliseconds(cause.mean)
+    share = "unknown" if cause.hidden > NEGLIGIBLE else f"{cause.share:.0%}"
+    return (cause.stage, mean, *figures, share, f"{cause.count:,}")
+
+
+def _within(low: float, high: float | None) -> str:
+    """What a histogram tells of a percentile: the bounds of its bucket."""
+    if high is None:
+        return f"> {milliseconds(low)}"
+    return f"{milliseconds(low)} to {milliseconds(high)}" if low else f"≤ {milliseconds(high)}"
 
 
 def print_capacity(console: Console, capacity: Capacity) -> None:

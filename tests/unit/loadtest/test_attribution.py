@@ -6,7 +6,7 @@ import pytest
 
 from daemons.loadtest.client.records import Records
 from daemons.loadtest.measure.attribution import attribute
-from daemons.loadtest.measure.results import Latency
+from daemons.loadtest.measure.results import Attribution, Latency
 from daemons.loadtest.measure.scrape import (
     Kind,
     Snapshot,
@@ -15,6 +15,7 @@ from daemons.loadtest.measure.scrape import (
     histogram_delta,
     parse_metrics,
 )
+from daemons.loadtest.report.text import stage_cells
 from tests.unit.loadtest.runs import steady
 
 ENGINE = """\
@@ -69,6 +70,61 @@ def test_the_tail_its_cause_and_what_else_happened(kv: str) -> None:
     assert found.problems == ["x could not be scraped"]
 
 
+COARSE = """\
+llm_gateway_overhead_seconds_bucket{{le="0.001"}} {half}
+llm_gateway_overhead_seconds_bucket{{le="0.005"}} {all}
+llm_gateway_overhead_seconds_bucket{{le="+Inf"}} {all}
+llm_gateway_overhead_seconds_sum {overhead}
+vllm:request_prefill_time_seconds_bucket{{le="0.3"}} {all}
+vllm:request_prefill_time_seconds_bucket{{le="+Inf"}} {all}
+vllm:request_prefill_time_seconds_sum {prefill}
+vllm:request_decode_time_seconds_bucket{{le="1"}} {half}
+vllm:request_decode_time_seconds_bucket{{le="5"}} {half}
+vllm:request_decode_time_seconds_bucket{{le="+Inf"}} {all}
+vllm:request_decode_time_seconds_sum {decode}
+"""
+
+
+def _coarse(prefill: float) -> Attribution:
+    texts = [
+        COARSE.format(half=0, all=0, overhead=0, prefill=0, decode=0),
+        COARSE.format(half=80, all=100, overhead=0.1, prefill=prefill, decode=200),
+    ]
+    kinds: list[Kind] = ["gateway", "engine"]
+    found = attribute(
+        [
+            snapshot(kind, at, "".join(line for line in text.splitlines(True) if line.startswith(sign)))
+            for at, text in enumerate(texts)
+            for kind, sign in zip(kinds, ("llm_gateway", "vllm"), strict=True)
+        ],
+        {},
+        Records(),
+        (0, 1),
+    )
+    assert found is not None
+    return found
+
+
+def test_what_a_bucket_hides_is_no_finding_and_its_bounds_are_shown_as_such() -> None:
+    found = _coarse(prefill=8.5)
+    assert found.verdict.startswith(
+        "to the first token unknown (the buckets of prefill are too wide to tell); "
+    )
+    assert found.verdict.endswith("end to end 100% decode")
+    cells = {cause.stage: stage_cells(cause) for cause in found.causes}
+    assert cells == {
+        "gateway overhead": ("gateway overhead", "1.00", "≤ 1.00", "1.00 to 5.00", "0%", "100"),
+        "prefill": ("prefill", "85.0", "≤ 300.0", "≤ 300.0", "unknown", "100"),
+        "decode": ("decode", "2,000", "≤ 1,000", "> 5,000", "100%", "100"),
+    }
+
+
+def test_a_mean_says_that_a_wide_bucket_hides_little() -> None:
+    found = _coarse(prefill=0.001)
+    assert found.verdict == "to the first token 100% gateway overhead; end to end 100% decode"
+    assert {cause.stage: cause.hidden for cause in found.causes}["prefill"] == pytest.approx(0.001)
+
+
 @pytest.mark.parametrize(("slowest", "said"), [(0.012, True), (0.04, False)])
 def test_decode_that_is_long_because_answers_are_is_told_apart(slowest: float, said: bool) -> None:
     decode = """\
@@ -105,7 +161,7 @@ def test_a_counter_that_was_reset_is_new() -> None:
     name = "vllm:request_queue_time_seconds"
     first = parse_metrics(f'{name}_bucket{{le="1"}} 90\n{name}_bucket{{le="+Inf"}} 100\n')
     last = parse_metrics(f'{name}_bucket{{le="1"}} 5\n{name}_bucket{{le="+Inf"}} 10\n')
-    assert histogram_delta(first, last, name) == [(1.0, 5.0), (float("inf"), 10.0)]
+    assert histogram_delta(first, last, name) == ([(1.0, 5.0), (float("inf"), 10.0)], 0.0)
 
 
 def test_percentiles_of_buckets() -> None:

@@ -44,7 +44,9 @@ def _histogram(low: int, every: int, engine: int = 0) -> str:
 
 def test_a_restart_is_one_of_the_whole_series_and_of_no_other() -> None:
     """Fewer slow ones than before show that the fast ones, more than before, were counted anew as well."""
-    first = parse_metrics(_histogram(5, 100) + _histogram(5, 100, engine=1))
-    last = parse_metrics(_histogram(50, 60) + _histogram(7, 110, engine=1))
+    total = 'vllm:request_queue_time_seconds_sum{{engine="{}"}} {}\n'
+    sums = [total.format(0, 7) + total.format(1, 20), total.format(0, 9) + total.format(1, 30)]
+    first = parse_metrics(_histogram(5, 100) + _histogram(5, 100, engine=1) + sums[0])
+    last = parse_metrics(_histogram(50, 60) + _histogram(7, 110, engine=1) + sums[1])
     delta = histogram_delta(first, last, "vllm:request_queue_time_seconds")
-    assert delta == [(1.0, 50.0 + 2.0), (float("inf"), 60.0 + 10.0)]
+    assert delta == ([(1.0, 50.0 + 2.0), (float("inf"), 60.0 + 10.0)], 9.0 + (30.0 - 20.0))
