@@ -21,6 +21,8 @@ _NOT_OURS = frozenset(
         "tool_definition",
     }
 )
+# What a document that a template renders may be described by; a content part has a type or a key of media.
+_DESCRIBES = frozenset({"url", "uuid"})
 _HINTS = (
     *(b"url", b"uuid", b"_embeds", b"image_pil", b"input_audio", b"base64", b"file_data", b"\\u00"),
     b"tool_definition",
@@ -77,18 +79,20 @@ def check_media(name: str, raw: msgspec.Raw, hosts: Collection[str]) -> Media:
     """
     found = NO_MEDIA
     for part in _parts(value_of(name, raw)):
-        kind = part.get("type")
-        refused = part.keys() & _NOT_OURS or ({kind} & _NOT_OURS if isinstance(kind, str) else ())
+        kind, given = part.get("type"), set(part)
+        if name == "documents" and kind is None and given.isdisjoint((_KEYS | _NOT_OURS) - _DESCRIBES):
+            given -= _DESCRIBES
+        refused = given & _NOT_OURS or ({kind} & _NOT_OURS if isinstance(kind, str) else ())
         if refused:
             raise ApiError(
                 ErrorCode.PARAMETER_NOT_ALLOWED, f"'{min(refused)}' in '{name}' must not be set.", param=name
             )
-        for key in part.keys() & _KEYS:
+        for key in given & _KEYS:
             value = part[key]
             url = value.get("url") if isinstance(value, dict) else value
             _check_url(name, url, hosts)
             found += _size(url)
-        for key in part.keys() & _INSIDE:
+        for key in given & _INSIDE:
             value = part[key]
             found += _size(value.get("data") if isinstance(value, dict) else value)
     return found

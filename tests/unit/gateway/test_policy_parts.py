@@ -240,6 +240,9 @@ def test_media_from_elsewhere_is_refused(url: str) -> None:
         {"model": "m", "input": [{"content": [{"type": "input_image", "image_url": url}]}]},
         {"model": "m", "messages": [{"content": [{"type": "video_url", "video_url": {"url": url}}]}]},
         {"model": "m", "text_1": {"content": [{"type": "image_url", "image_url": {"url": url}}]}},
+        {"model": "m", "documents": [{"content": [{"type": "image_url", "image_url": {"url": url}}]}]},
+        {"model": "m", "documents": [{"image_url": {"url": url}, "url": "data:"}]},
+        {"model": "m", "documents": [{"type": "url", "url": url}]},
         {"model": "m", "text_2": [{"content": [{"type": "image_url", "image_url": {"url": url}}]}]},
     ):
         with pytest.raises(ApiError):
@@ -255,3 +258,12 @@ def test_media_inside_the_request_and_from_allowed_hosts() -> None:
     assert sent(_image("https://allowed.example.org/cat.png"), "allowed.example.org")
     with pytest.raises(ApiError):
         ask(_image("https://allowed.example.org/cat.png"))
+
+
+def test_documents_may_say_where_they_are_from() -> None:
+    """A template renders them; nobody fetches them."""
+    documents = [{"title": "a", "text": "b", "url": "https://example.org/a", "uuid": "5"}]
+    assert sent({"model": "m", "messages": [], "documents": documents})["documents"] == documents
+    for more in ({"type": "image_url"}, {"image_url": None}, {"image_embeds": "x"}):
+        with pytest.raises(ApiError):
+            ask({"model": "m", "messages": [], "documents": [{**documents[0], **more}]})
