@@ -43,6 +43,16 @@ async def test_who_sends_too_much_reads_why(tmp_path: Path) -> None:
         assert not engine.calls
 
 
+@pytest.mark.parametrize("given", [["gzip"], ["identity, gzip"], ["identity", "gzip"], ["Identity"], []])
+async def test_a_compressed_body_is_refused(tmp_path: Path, given: list[str]) -> None:
+    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
+        lines = b"".join(b"Content-Encoding: %b\r\n" % coding.encode() for coding in given)
+        raw = await running.raw(HEAD + lines + b"Content-Length: 27\r\nConnection: close\r\n\r\n" + BODY)
+        plain = given in ([], ["Identity"])
+        assert raw.startswith(b"HTTP/1.1 200" if plain else b"HTTP/1.1 415")
+        assert len(engine.calls) == plain
+
+
 async def test_an_error_of_ours_is_told_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -218,16 +218,6 @@ async def test_every_refusal_has_its_apis_form(tmp_path: Path) -> None:
         assert not engine.calls
 
 
-@pytest.mark.parametrize("given", [["gzip"], ["identity, gzip"], ["identity", "gzip"], ["Identity"], []])
-async def test_a_compressed_body_is_refused(tmp_path: Path, given: list[str]) -> None:
-    async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
-        lines = b"".join(b"Content-Encoding: %b\r\n" % coding.encode() for coding in given)
-        raw = await running.raw(HEAD + lines + b"Content-Length: 27\r\nConnection: close\r\n\r\n" + BODY)
-        plain = given in ([], ["Identity"])
-        assert raw.startswith(b"HTTP/1.1 200" if plain else b"HTTP/1.1 415")
-        assert len(engine.calls) == plain
-
-
 async def test_request_identifiers(tmp_path: Path) -> None:
     async with FakeEngine(answer_chat) as engine, gateway(tmp_path, engine.url) as running:
         response = await running.ask("/v1/chat/completions", {"model": "m"}, X_Request_Id="mine-1")

@@ -69,6 +69,15 @@ async def test_a_long_prefill_is_bridged_with_comments_and_a_late_refusal_become
         assert "[DONE]" not in bad
 
 
+async def _slow_reader(running: Running, *, stream: bool) -> asyncio.StreamWriter:
+    """A client that has asked and does not read."""
+    _, writer = await asyncio.open_connection("127.0.0.1", running.port, limit=1024)
+    body = json.dumps({"model": "m", "messages": [], "stream": stream}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    return writer
+
+
 async def test_a_slow_reader_pauses_the_engine_and_is_dropped(tmp_path: Path) -> None:
     gone = asyncio.Event()
     sent = 0
@@ -88,10 +97,7 @@ async def test_a_slow_reader_pauses_the_engine_and_is_dropped(tmp_path: Path) ->
         FakeEngine(script) as engine,
         gateway(tmp_path, engine.url, timeouts={"stalled_reader": 0.5}) as running,
     ):
-        _, writer = await asyncio.open_connection("127.0.0.1", running.port, limit=1024)
-        body = json.dumps({"model": "m", "messages": [], "stream": True}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
-        writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        writer = await _slow_reader(running, stream=True)
         await asyncio.wait_for(gone.wait(), 20)
         # Kernel buffers on both legs and one of ours; endless without backpressure.
         assert sent < 40_000_000
@@ -126,10 +132,7 @@ async def test_a_slow_reader_of_an_answer_in_one_piece_is_dropped(tmp_path: Path
         FakeEngine(script) as engine,
         gateway(tmp_path, engine.url, timeouts={"stalled_reader": 0.5}) as running,
     ):
-        _, writer = await asyncio.open_connection("127.0.0.1", running.port, limit=1024)
-        body = b'{"model":"m","messages":[]}'
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
-        writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        writer = await _slow_reader(running, stream=False)
         await asyncio.wait_for(gone.wait(), 20)
         await until(lambda: idle(running))
         writer.close()
