@@ -81,9 +81,8 @@ class Inference:
     """
 
     def __init__(self, settings: GatewaySettings, stages: Stages, cors: Cors) -> None:
-        self._limits = settings.limits
-        limits, refused = settings.limits, stages.metrics.rate_limited
-        self._bodies = Bodies(limits.bodies_bytes, limits.body_bytes, refused)
+        self._limits = limits = settings.limits
+        self._bodies = Bodies(limits.bodies_bytes, limits.body_bytes, stages.metrics.rate_limited)
         self._timeouts = settings.timeouts
         self._stages = stages
         self._cors = cors

@@ -22,17 +22,20 @@ _GROUPS = re.compile(r"\\.|\[(?:\\.|[^\]\\])*+(?:\]|\\?\Z)|([()])", re.DOTALL)
 # Arguments by which a tokenizer would be told what else to do, or the server's own be replaced.
 _NOT_THE_TEMPLATES = frozenset(
     {
-        *(
-            "chat_template",
-            "messages",
-            "conversation",
-            "tools",
-            "model_config",
-            "tokenizer",
-            "tokenizer_kwargs",
-        ),
-        *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        "chat_template",
+        "conversation",
+        "max_length",
+        "messages",
+        "model_config",
+        "padding",
         "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "tokenize",
+        "tokenizer",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
     }
 )
 

@@ -17,15 +17,27 @@ _INSIDE = frozenset({"input_audio", "data", "file_data"})
 # counted would come in.
 _NOT_OURS = frozenset(
     {
-        *("uuid", "image_pil", "image_embeds", "audio_embeds", "video_embeds", "prompt_embeds"),
+        "audio_embeds",
+        "image_embeds",
+        "image_pil",
+        "prompt_embeds",
         "tool_definition",
+        "uuid",
+        "video_embeds",
     }
 )
 # What a document that a template renders may be described by; a content part has a type or a key of media.
 _DESCRIBES = frozenset({"url", "uuid"})
 _HINTS = (
-    *(b"url", b"uuid", b"_embeds", b"image_pil", b"input_audio", b"base64", b"file_data", b"\\u00"),
+    b"url",
+    b"uuid",
+    b"_embeds",
+    b"image_pil",
+    b"input_audio",
+    b"base64",
+    b"file_data",
     b"tool_definition",
+    b"\\u00",
 )
 
 

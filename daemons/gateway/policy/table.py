@@ -45,6 +45,8 @@ def _rules(
     return dict.fromkeys(names.split(), Rule(action, reason, check, tuple(bounds.split())))
 
 
+_COMPILED = "Compiled on the engine's CPU; hostile ones hang or kill it (CVE-2026-55574, CVE-2026-105757)."
+
 RULES: dict[str, Rule] = {
     **_rules(Action.PASS, "Changes only the caller's own answer.", "model stream"),
     **_rules(
@@ -117,14 +119,14 @@ RULES: dict[str, Rule] = {
     ),
     **_rules(
         Action.BOUND,
-        "Compiled on the engine's CPU; hostile ones hang or kill it (CVE-2026-55574, CVE-2026-105757).",
+        _COMPILED,
         "response_format text output_config",
         checks.schema,
         "schema_bytes schema_depth regex_bytes",
     ),
     **_rules(
         Action.BOUND,
-        "Compiled on the engine's CPU; hostile ones hang or kill it (CVE-2026-55574, CVE-2026-105757).",
+        _COMPILED,
         "structured_outputs",
         checks.structured_outputs,
         "schema_bytes schema_depth regex_bytes",
